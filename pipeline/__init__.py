@@ -1,0 +1,1 @@
+"""Train image classifiers: data order, loading, training, tracking and comparison."""
