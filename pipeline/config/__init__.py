@@ -1,0 +1,21 @@
+"""The configuration: schema, files, derived plan."""
+
+from pipeline.config.describe import as_tree, describe, digest, flat, keys, to_yaml
+from pipeline.config.load import all_keys, load, loads
+from pipeline.config.plan import Plan, make_plan
+from pipeline.config.schema import Config
+
+__all__ = [
+    "Config",
+    "Plan",
+    "all_keys",
+    "as_tree",
+    "describe",
+    "digest",
+    "flat",
+    "keys",
+    "load",
+    "loads",
+    "make_plan",
+    "to_yaml",
+]

@@ -1,0 +1,87 @@
+"""Show configurations: the schema for people, a tree as YAML, flat keys for tracking."""
+
+import hashlib
+import json
+import types
+from typing import Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from pipeline.config.schema import Config
+from pipeline.units import Duration
+
+
+def as_tree(cfg: Config) -> dict[str, Any]:
+    """Return the configuration as plain nested values, as YAML or JSON would hold them."""
+    tree: dict[str, Any] = cfg.model_dump(mode="json")
+    return tree
+
+
+def to_yaml(cfg: Config) -> str:
+    """Return YAML that loads to the same configuration."""
+    return yaml.safe_dump(as_tree(cfg), sort_keys=False, default_flow_style=None, width=100)
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values under dotted keys."""
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        out |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return out
+
+
+def digest(cfg: Config) -> str:
+    """Return a short hash of what is learned: the configuration without the `run`, `track` and `dist` groups."""
+    tree = {k: v for k, v in as_tree(cfg).items() if k not in ("run", "track", "dist")}
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def keys(model: type[BaseModel] = Config, prefix: str = "") -> list[dict[str, Any]]:
+    """Return each key as `{key, type, default, help}`."""
+    rows: list[dict[str, Any]] = []
+    for name, info in model.model_fields.items():
+        dotted = f"{prefix}{info.alias or name}"
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            rows += keys(kind, dotted + ".")
+            continue
+        help_text = " ".join((info.description or "").split())
+        rows.append({"key": dotted, "type": _type(kind, info), "default": _plain(info.default), "help": help_text})
+    return rows
+
+
+def describe() -> str:
+    """Return every key with its type, default and meaning, for a terminal."""
+    lines: list[str] = []
+    above = ""
+    for row in keys():
+        group = row["key"].rpartition(".")[0]
+        if group != above:
+            kind = Config.model_fields[group].annotation
+            lines += ["", f"{group}: {kind.__doc__}"]
+        above = group
+        lines += [f"  {row['key']} = {json.dumps(row['default'])}  ({row['type']})", f"      {row['help']}"]
+    return "\n".join(lines)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [round(v, 6) if isinstance(v, float) else v for v in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _type(kind: Any, info: FieldInfo) -> str:
+    if kind is Duration:
+        return "duration"
+    if get_origin(kind) is Literal:
+        return " | ".join(str(a) for a in get_args(kind))
+    if get_origin(kind) in (Union, types.UnionType):
+        return " | ".join(_type(a, info) for a in get_args(kind))
+    if get_origin(kind) is tuple:
+        inner = [a for a in get_args(kind) if a is not Ellipsis]
+        return f"list of {'any number of' if Ellipsis in get_args(kind) else len(inner)} {_type(inner[0], info)}"
+    if hasattr(kind, "__metadata__"):
+        return _type(get_args(kind)[0], info)
+    return "null" if kind is type(None) else {"Path": "path", "str": "text"}.get(kind.__name__, kind.__name__)

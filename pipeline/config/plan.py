@@ -1,0 +1,87 @@
+"""What a configuration means for a given world and data set: steps, batches, the learning rate.
+
+A plan is logged beside the configuration and never written back into it.
+"""
+
+from dataclasses import asdict, dataclass
+
+from pipeline.config.schema import Config
+from pipeline.errors import ConfigError, WorldError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Derived values; lengths are in optimiser steps, sizes in images."""
+
+    world_size: int
+    train_images: int
+    val_images: int
+    classes: int
+    global_batch: int
+    micro_batch: int
+    accumulation: int
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: int
+    eval_every: int
+    checkpoint_every: int
+    eval_batch: int
+    peak_lr: float
+
+    def as_dict(self) -> dict[str, int | float]:
+        """Return the plan as plain values for logs."""
+        return asdict(self)
+
+
+def make_plan(cfg: Config, *, world_size: int, train_images: int, val_images: int, classes: int) -> Plan:
+    """Work out the plan.
+
+    The tail of an epoch that does not fill a global batch is dropped: an epoch has
+    `train_images // global_batch` steps, over another permutation each time.
+
+    Raises:
+        WorldError: if the world can't share the global batch's micro-batches evenly.
+        ConfigError: if the data set is smaller than one global batch, or a length is zero or too long.
+    """
+    global_batch = _global_batch(cfg, world_size)
+    steps_per_epoch = train_images // global_batch
+    if steps_per_epoch == 0:
+        raise ConfigError(
+            f"batch.global: {global_batch} images a step, but the training set has only {train_images}; lower batch.global"
+        )
+    total = cfg.train.epochs.steps(steps_per_epoch)
+    warmup = cfg.schedule.warmup.steps(steps_per_epoch, total)
+    if total == 0:
+        raise ConfigError(f"train.epochs: {cfg.train.epochs} is less than one step of {global_batch} images")
+    if warmup > total:
+        raise ConfigError(f"schedule.warmup: {warmup} steps are longer than the training ({total}); shorten it, e.g. 10%")
+    return Plan(
+        world_size=world_size,
+        train_images=train_images,
+        val_images=val_images,
+        classes=classes,
+        global_batch=global_batch,
+        micro_batch=cfg.batch.micro,
+        accumulation=global_batch // (cfg.batch.micro * world_size),
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total,
+        warmup_steps=warmup,
+        eval_every=max(1, cfg.eval.every.steps(steps_per_epoch, total)),
+        checkpoint_every=max(1, cfg.train.checkpoint_every.steps(steps_per_epoch, total)),
+        eval_batch=cfg.eval.batch or cfg.batch.micro,
+        peak_lr=cfg.optim.lr * (global_batch / cfg.optim.lr_per if cfg.optim.lr_per else 1.0),
+    )
+
+
+def _global_batch(cfg: Config, world_size: int) -> int:
+    micro = cfg.batch.micro
+    if cfg.batch.global_ == "auto":
+        return micro * world_size
+    micros = cfg.batch.global_ // micro
+    if micros % world_size:
+        good = ", ".join(str(w) for w in range(1, micros + 1) if micros % w == 0)
+        raise WorldError(
+            f"batch.global: {micros} micro-batches ({cfg.batch.global_} / {micro}) can't be shared by {world_size} processes; "
+            f"start {good} of them, or change batch.global or batch.micro"
+        )
+    return cfg.batch.global_

@@ -1,0 +1,61 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.config import Plan, load, make_plan
+from pipeline.errors import ConfigError, WorldError
+
+
+def plan(world: int, *overrides: str, train: int = 1000) -> Plan:
+    return make_plan(load(None, list(overrides)), world_size=world, train_images=train, val_images=100, classes=10)
+
+
+SMALL = ("schedule.warmup=0ep",)
+
+
+def test_the_tail_of_an_epoch_is_dropped() -> None:
+    found = plan(1, "batch.micro=64", "train.epochs=3", *SMALL)
+    assert (found.steps_per_epoch, found.total_steps) == (15, 45)
+
+
+@given(st.integers(1, 6), st.integers(1, 4), st.integers(1, 8))
+def test_any_world_that_divides_computes_the_same_global_batch(world: int, accumulation: int, micro: int) -> None:
+    total = world * accumulation * micro
+    found = plan(world, f"batch.global={total}", f"batch.micro={micro}", *SMALL)
+    assert found.accumulation == accumulation
+    assert found.accumulation * found.world_size * found.micro_batch == found.global_batch == total
+
+
+def test_a_world_that_does_not_divide_is_refused_with_those_that_do() -> None:
+    with pytest.raises(WorldError, match=r"6 micro-batches .* 4 processes; start 1, 2, 3, 6 of them"):
+        plan(4, "batch.global=96", "batch.micro=16")
+
+
+def test_auto_scales_with_the_world() -> None:
+    assert plan(3, "batch.micro=16", "batch.global=auto", *SMALL).global_batch == 48
+
+
+def test_the_learning_rate_is_scaled_by_the_global_batch() -> None:
+    base = ("batch.global=512", "batch.micro=64", *SMALL)
+    assert plan(2, "optim.lr=0.1", "optim.lr_per=256", *base).peak_lr == pytest.approx(0.2)
+    assert plan(2, "optim.lr=0.1", "optim.lr_per=null", *base).peak_lr == 0.1
+
+
+def test_lengths_in_each_unit() -> None:
+    found = plan(
+        1, "batch.micro=10", "train.epochs=2", "schedule.warmup=10%", "eval.every=50st", "train.checkpoint_every=0.5ep"
+    )
+    assert (found.total_steps, found.warmup_steps, found.eval_every, found.checkpoint_every) == (200, 20, 50, 50)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (("batch.micro=2000",), "batch.global"),
+        (("batch.micro=10", "schedule.warmup=91ep"), "schedule.warmup"),
+        (("batch.micro=10", "train.epochs=0.001"), "train.epochs"),
+    ],
+)
+def test_lengths_that_do_not_fit(overrides: tuple[str, ...], part: str) -> None:
+    with pytest.raises(ConfigError, match=part):
+        plan(1, *overrides)
