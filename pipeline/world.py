@@ -1,0 +1,214 @@
+"""The world: this process's rank among the processes that train together, its device, and their collectives.
+
+The only module that touches torch.distributed or reads RANK and SLURM_* from the environment.
+"""
+
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline.errors import PipelineError, WorldError
+
+T = TypeVar("T")
+_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class World:
+    """One process among `size`; a world of any rank and size can be made for tests of what depends on them."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    device: torch.device = torch.device("cpu")
+    joined: bool = False
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes and prints."""
+        return self.rank == 0
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Add `tensor` up over all ranks, in place, and return it."""
+        if self.joined:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def sum_later(self, tensor: Tensor) -> Callable[[], Tensor]:
+        """Start adding `tensor` up in place; the returned function waits for the sum and returns it."""
+        work = dist.all_reduce(tensor, async_op=True) if self.joined else None
+
+        def wait() -> Tensor:
+            if work is not None:
+                work.wait()
+            return tensor
+
+        return wait
+
+    def barrier(self) -> None:
+        """Wait until every rank has come here."""
+        if self.joined:
+            self.sum_(torch.zeros(1, device=self.device))
+
+    def from_main(self, value: Any) -> Any:
+        """Return rank 0's `value`, which JSON must be able to hold, on every rank."""
+        if not self.joined:
+            return value
+        data = list(json.dumps(value).encode()) if self.is_main else []
+        length = torch.tensor([len(data)], device=self.device)
+        dist.broadcast(length, 0)
+        body = torch.tensor(data, dtype=torch.uint8, device=self.device) if self.is_main else None
+        if body is None:
+            body = torch.empty(int(length), dtype=torch.uint8, device=self.device)
+        dist.broadcast(body, 0)
+        return json.loads(bytes(body.tolist()))
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Run `work` on every rank and leave together if it fails anywhere.
+
+        Raises:
+            PipelineError: on every rank when it was raised on any; only the first rank that
+                failed carries the message, the others an empty one, so that it is printed once.
+        """
+        error: PipelineError | None = None
+        result: T | None = None
+        try:
+            result = work()
+        except PipelineError as failed:
+            error = failed
+        codes = torch.zeros(self.size, dtype=torch.int64, device=self.device)
+        codes[self.rank] = error.exit_code if error else 0
+        bad = self.sum_(codes).nonzero().flatten().tolist()
+        if not bad:
+            return result  # type: ignore[return-value]
+        if error is not None and bad[0] == self.rank:
+            raise error
+        silent = PipelineError("")
+        silent.exit_code = int(codes[bad[0]])
+        raise silent
+
+    def main_first(self, work: Callable[[], T]) -> T:
+        """Run `work` on rank 0, then on the others, who find what it left on disk.
+
+        Raises:
+            PipelineError: on every rank when it was raised on any, as `together` does.
+        """
+        if not self.joined:
+            return work()
+        result = self.together(lambda: work() if self.is_main else None)
+        others = self.together(lambda: None if self.is_main else work())
+        return result if self.is_main else others  # type: ignore[return-value]
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Return the model under DistributedDataParallel, or itself in a world of one.
+
+        Buffers are not exchanged: batch-norm statistics are averaged instead (`train.batchnorm`).
+        """
+        if not self.joined:
+            return model
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=ids, forward_sync_buffers=False, gradient_as_bucket_view=True)
+
+
+def from_env(env: Mapping[str, str] = os.environ) -> World:
+    """Tell this process's place from torchrun's variables, or return a world of one where there are none.
+
+    Raises:
+        WorldError: if the variables are half set or contradict each other, or under an `srun` of several tasks.
+    """
+    found = [name for name in _TORCHRUN if name in env]
+    if not {"RANK", "WORLD_SIZE"} & set(found):
+        _refuse_bare_srun(env)
+        return World(device=_device(0))
+    missing = [name for name in _TORCHRUN if name not in env]
+    if missing:
+        raise WorldError(
+            f"environment: {', '.join(found)} set but not {', '.join(missing)}; start with torchrun, or unset them"
+        )
+    rank, size, local_rank = (_whole(env, name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    if not (0 <= rank < size and 0 <= local_rank <= rank):
+        raise WorldError(
+            f"environment: RANK={rank}, WORLD_SIZE={size}, LOCAL_RANK={local_rank} contradict each other; start with torchrun"
+        )
+    local_size = _whole(env, "LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in env else 1
+    return World(rank, size, local_rank, local_size, _device(local_rank))
+
+
+def _whole(env: Mapping[str, str], name: str) -> int:
+    try:
+        return int(env[name])
+    except ValueError as error:
+        raise WorldError(f"environment: {name}={env[name]!r} is not a whole number; start with torchrun") from error
+
+
+def _refuse_bare_srun(env: Mapping[str, str]) -> None:
+    """Keep the tasks of one srun from each training alone, in one another's way."""
+    if env.get("SLURM_NTASKS", "1") != "1" and "SLURM_PROCID" in env and "SLURM_STEP_ID" in env:
+        raise WorldError(
+            f"environment: srun started {env['SLURM_NTASKS']} tasks, but they would train apart; "
+            "start one task a node that runs torchrun --nnodes=$SLURM_NNODES"
+        )
+
+
+def _device(local_rank: int) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    n = torch.cuda.device_count()
+    if local_rank >= n:
+        raise WorldError(f"local rank {local_rank} has no GPU of its own ({n} on this node); start {n} processes a node")
+    return torch.device("cuda", local_rank)
+
+
+@contextmanager
+def join(world: World, *, backend: str = "auto", timeout_s: float = 300) -> Iterator[World]:
+    """Form the process group for the time of the `with` block and yield the joined world.
+
+    Raises:
+        WorldError: if the group can't be formed (port in use, a peer that does not come).
+    """
+    if world.device.type == "cuda":
+        torch.cuda.set_device(world.device)
+    if world.size == 1:
+        yield world
+        return
+    chosen = backend if backend != "auto" else ("nccl" if world.device.type == "cuda" else "gloo")
+    _init(world, chosen, timeout_s)
+    try:
+        yield World(world.rank, world.size, world.local_rank, world.local_size, world.device, joined=True)
+    finally:
+        dist.destroy_process_group()
+
+
+def _init(world: World, backend: str, timeout_s: float) -> None:
+    address = f"{os.environ.get('MASTER_ADDR', '')}:{os.environ.get('MASTER_PORT', '')}"
+    if backend == "nccl" and world.device.type != "cuda":
+        raise WorldError("dist.backend: nccl needs GPUs and this process has none; use dist.backend=gloo")
+    try:
+        dist.init_process_group(
+            backend,
+            timeout=timedelta(seconds=timeout_s),
+            rank=world.rank,
+            world_size=world.size,
+            device_id=world.device if backend == "nccl" else None,
+        )
+    except (RuntimeError, ValueError, OSError) as error:
+        text = str(error)
+        if "EADDRINUSE" in text or "address already in use" in text.lower():
+            raise WorldError(
+                f"{address}: the port is in use; choose another with --master-port, or torchrun --standalone"
+            ) from error
+        raise WorldError(
+            f"{address}: rank {world.rank} of {world.size} could not join within {timeout_s:g} s "
+            f"(host {socket.gethostname()}): {text.splitlines()[0]}"
+        ) from error
