@@ -1,0 +1,1 @@
+"""Networks: the residual family, timm by name, weights."""
