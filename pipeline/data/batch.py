@@ -1,0 +1,97 @@
+"""What a loader yields, and what every executor is given and has in common.
+
+Not here: how images are read (`dali`, `reference`, `synthetic`), and which executor is chosen (`loader`).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pipeline.data.index import Index
+from pipeline.data.order import Ints
+from pipeline.data.plan import BatchPlan
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch of B images of S x S pixels.
+
+    Attributes:
+        images: uint8[B, 3, S, S] on the device, RGB, in channels-last memory order.
+        labels: int64[B] on the device.
+        ids: int64[B], numpy, sample numbers in the index.
+    """
+
+    images: Tensor
+    labels: Tensor
+    ids: Ints
+
+
+class Loader(Protocol):
+    """Something to take batches from; it can be iterated over again, which starts from its beginning."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Start over and yield batches; a second iteration ends the first."""
+
+    def close(self) -> None:
+        """End the iteration and the threads behind it."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What an executor is to do: `plans()` starts the sequence of batches, of at most `batch` images each."""
+
+    index: Index
+    plans: Callable[[], Iterator[BatchPlan]]
+    batch: int
+    device: torch.device
+    threads: int
+    prefetch: int
+
+
+class Executor(ABC):
+    """A loader that executes plans in a generator, which owns the threads and ends them when it is closed."""
+
+    def __init__(self, job: Job) -> None:
+        """Take on a job; nothing is started yet."""
+        self.job = job
+        self._running: Generator[Batch, None, None] | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Start over and yield batches; a second iteration ends the first.
+
+        Raises:
+            DataError: while iterating, naming the file, if an image can't be read.
+        """
+        self._stop()
+        self._running = self._run()
+        return self._running
+
+    def close(self) -> None:
+        """End the iteration and the threads behind it."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._running is not None:
+            self._running.close()
+            self._running = None
+
+    @abstractmethod
+    def _run(self) -> Generator[Batch, None, None]:
+        """Yield the batches of one pass over the job's plans."""
+
+    def _batch(self, plan: BatchPlan, images: Tensor) -> Batch:
+        """Return uint8[B, S, S, 3] images of a plan as a batch on the device."""
+        labels = to_device(torch.from_numpy(plan.labels), self.job.device)
+        return Batch(to_device(images, self.job.device).permute(0, 3, 1, 2), labels, plan.ids)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on the device; a copy to a GPU goes through pinned memory, so that the host need not wait for it."""
+    if device.type == "cpu" or tensor.device.type != "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)

@@ -1,0 +1,146 @@
+"""Executes plans with DALI, on the CPU or the GPU; the only module that imports nvidia.dali.
+
+Not here: random numbers, and any decision about an image, all of which are in its plan.
+"""
+
+from collections import deque
+from collections.abc import Generator, Iterator
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from nvidia.dali import Pipeline, fn, types
+from torch.utils.dlpack import from_dlpack
+
+from pipeline.data.batch import Batch, Executor, Job
+from pipeline.data.index import Index
+from pipeline.data.plan import BatchPlan
+
+Place = Literal["cpu", "gpu"]
+
+# Sizes of the largest ImageNet images: buffers made once instead of growing while training, and the share of JPEGs for the
+# GPU's hardware decoder. Upsampling of colour as on the CPU, so that both give the same pixels.
+# Source: DALI's documentation of `decoders.image` and its ResNet-50 example (main.py).
+_GPU_DECODER = {
+    "preallocate_width_hint": 5980,
+    "preallocate_height_hint": 6430,
+    "hw_decoder_load": 0.65,
+    "jpeg_fancy_upsampling": True,
+}
+
+
+class Feed:
+    """Hands plans to DALI as arrays, and remembers those whose images have not come back yet."""
+
+    def __init__(self, index: Index) -> None:
+        """Start with no plan."""
+        self._index = index
+        self._plans: Iterator[BatchPlan] = iter(())
+        self.pending: deque[BatchPlan] = deque()
+
+    def start(self, plans: Iterator[BatchPlan]) -> None:
+        """Begin a sequence of plans."""
+        self._plans = plans
+        self.pending.clear()
+
+    def __call__(self) -> tuple[NDArray[Any], ...]:
+        """Return the next plan of B images as the graph's inputs.
+
+        Returns:
+            uint8[B, L] paths; int32[B, 2] start and int32[B, 2] shape of the box; float32[B, 2] start and float32[B, 2]
+            end of the part of the box that the output shows; int32[B] flip.
+
+        Raises:
+            StopIteration: after the last plan.
+        """
+        plan = next(self._plans)
+        self.pending.append(plan)
+        pixels = plan.boxes[:, 2:] / plan.resized
+        start, end = plan.offsets * pixels, (plan.offsets + plan.size) * pixels
+        return (
+            self._index.paths(plan.ids),
+            np.ascontiguousarray(plan.boxes[:, :2]),
+            np.ascontiguousarray(plan.boxes[:, 2:]),
+            start.astype(np.float32),
+            end.astype(np.float32),
+            plan.flip.astype(np.int32),
+        )
+
+
+def build_graph(job: Job, feed: Feed, size: int, place: Place) -> Pipeline:
+    """Return the graph from paths to uint8[B, size, size, 3]; on the GPU all but the reading runs there.
+
+    Only the box is decoded. Resizing to the plan's size and cutting the output square out of it is one operation: the
+    filter works on the part of the box that the square shows, and sees the pixels around it. Beyond the border of the box
+    it repeats the last pixel, where PIL's is cut off: the outermost pixels of strongly reduced crops differ by a few units.
+    """
+    device_id = job.device.index if job.device.type == "cuda" else None
+    graph = Pipeline(job.batch, job.threads, device_id, prefetch_queue_depth=job.prefetch)
+    decoder = {"device": "mixed", **_GPU_DECODER} if place == "gpu" else {"device": "cpu"}
+    with graph:
+        paths, box_start, box_shape, roi_start, roi_end, flip = fn.external_source(source=feed, num_outputs=6, batch=True)
+        images = fn.decoders.image_slice(
+            fn.io.file.read(paths),
+            box_start,
+            box_shape,
+            axis_names="HW",
+            output_type=types.RGB,
+            adjust_orientation=False,
+            **decoder,
+        )
+        images = fn.resize(
+            images,
+            size=[size, size],
+            roi_start=roi_start,
+            roi_end=roi_end,
+            interp_type=types.INTERP_LINEAR,
+            antialias=True,
+            device=place,
+        )
+        graph.set_outputs(fn.flip(images, horizontal=flip, device=place))
+    return graph
+
+
+class DaliExecutor(Executor):
+    """Runs one graph over all passes; DALI's own threads work `prefetch` batches ahead."""
+
+    def __init__(self, job: Job, size: int, place: Place) -> None:
+        """Take on a job of images with `size` pixels a side, decoded on the CPU or the GPU."""
+        super().__init__(job)
+        self._size, self._place = size, place
+        self._kept: tuple[Pipeline, Feed] | None = None
+
+    def close(self) -> None:
+        """End the iteration and DALI's threads."""
+        super().close()
+        self._kept = None
+
+    def _run(self) -> Generator[Batch, None, None]:
+        graph, feed = self._kept or self._new()
+        self._kept = None  # comes back only if the pass ends well: an abandoned graph holds batches
+        feed.start(self.job.plans())
+        stream = torch.cuda.current_stream(self.job.device) if self._place == "gpu" else None
+        while True:
+            try:
+                (images,) = graph.run(stream)
+            except StopIteration:
+                break
+            except Exception as error:  # DALI's exceptions have many types, and often name no file
+                ids = np.concatenate([plan.ids for plan in feed.pending])
+                raise self.job.index.explain(ids, _gist(error)) from error
+            # DALI keeps the memory as long as the tensor lives, and gives it out again in the order of the stream named above.
+            yield self._batch(feed.pending.popleft(), from_dlpack(images.as_tensor()))
+        graph.reset()
+        self._kept = graph, feed
+
+    def _new(self) -> tuple[Pipeline, Feed]:
+        feed = Feed(self.job.index)
+        return build_graph(self.job, feed, self._size, self._place), feed
+
+
+def _gist(error: Exception) -> Exception:
+    """Return the line of DALI's long message that says what went wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    after = lines.index("encountered:") + 1 if "encountered:" in lines else 0
+    return RuntimeError("DALI: " + lines[after] if lines[after:] else repr(error))

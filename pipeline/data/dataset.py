@@ -1,0 +1,69 @@
+"""The two splits of a data set, checked against each other.
+
+Not here: what is in a split (`index`), and batches of it (`loader`).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.config import Config
+from pipeline.data import synthetic
+from pipeline.data.index import Index, open_index
+from pipeline.data.scan import some
+from pipeline.errors import DataError
+from pipeline.world import World
+
+_LAYOUT = "set it to a folder with train/<class>/* and val/<class>/*"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The indexes of both splits, and the classes that they share."""
+
+    train: Index
+    val: Index
+    classes: tuple[str, ...]
+
+
+def open_dataset(cfg: Config, world: World) -> Dataset:
+    """Open the data set of a configuration; its indexes are made on first use, by rank 0.
+
+    Raises:
+        DataError: on every rank, if the data can't be used: the message names the folder or file and the remedy.
+    """
+    data = cfg.data
+    if data.executor == "synthetic":
+        train = synthetic.make_index("train", data.synthetic_train, data.synthetic_classes)
+        val = synthetic.make_index("val", data.synthetic_val, data.synthetic_classes)
+        return Dataset(train, val, train.classes)
+    return world.main_first(lambda: _open(data.root, data.cache))
+
+
+def _open(root: Path | None, cache: Path | None) -> Dataset:
+    root = _check_root(root)
+    train, val = (open_index(root, split, cache) for split in ("train", "val"))
+    if train.classes != val.classes:
+        raise DataError(f"{root}: {_difference(train.classes, val.classes)}; both need the same class folders")
+    return Dataset(train, val, train.classes)
+
+
+def _check_root(root: Path | None) -> Path:
+    if root is None:
+        raise DataError(f"data.root: is not set; {_LAYOUT}")
+    root = root.expanduser()
+    if not root.is_dir():
+        raise DataError(f"data.root: {root} is not a folder; {_LAYOUT}")
+    if not any(root.iterdir()):
+        raise DataError(f"data.root: {root} is empty; {_LAYOUT}")
+    missing = [split for split in ("train", "val") if not (root / split).is_dir()]
+    if missing:
+        raise DataError(f"data.root: {root} has no folder {' and none '.join(missing)}; {_LAYOUT}")
+    return root
+
+
+def _difference(train: tuple[str, ...], val: tuple[str, ...]) -> str:
+    parts = []
+    for split, these, others in (("train", train, val), ("val", val, train)):
+        only = sorted(set(these) - set(others))
+        parts += [f"classes only in {split}: {some(only)}"] if only else []
+    return "; ".join(parts)

@@ -1,0 +1,170 @@
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
+from pipeline.data.index import build, open_index
+from pipeline.errors import DataError
+
+
+def touch(folder: Path) -> None:
+    """Make the folder's mtime new whatever the file system's resolution is."""
+    now = folder.stat().st_mtime_ns + 10**9
+    os.utime(folder, ns=(now, now))
+
+
+def kept(cache: Path) -> Path:
+    (place,) = cache.iterdir()
+    return place
+
+
+def test_samples_and_labels_are_image_folder_s(images: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(images, root)
+    nested = root / "train" / "n01 first" / "zz nested" / "more"
+    nested.mkdir(parents=True)
+    shutil.copy(root / "train" / "n01 first" / "h tiny.bmp", nested / "UPPER.BMP")
+    (root / "train" / "n01 first" / "notes.txt").write_text("not an image")
+    (root / "train" / "Another").mkdir()
+    shutil.copy(nested / "UPPER.BMP", root / "train" / "Another" / "x.PnG")
+    expected = ImageFolder(str(root / "train"))
+    # What ImageFolder would take for a class and an image.
+    (root / "train" / ".cache").mkdir()
+    (root / "train" / "n01 first" / "._a plain.JPEG").write_bytes(b"not an image")
+    index = build(root, "train", tmp_path / "cache")
+    assert [(str(index.path(i)), int(index.labels[i])) for i in range(len(index))] == expected.samples
+    assert list(index.classes) == expected.classes
+
+
+def test_sizes_are_those_stored(images: Path, cache: Path) -> None:
+    index = open_index(images, "val", cache)
+    for sample in range(len(index)):
+        with Image.open(index.path(sample)) as image:
+            assert (index.widths[sample], index.heights[sample]) == image.size
+
+
+def test_paths_are_nul_padded_bytes(images: Path, cache: Path) -> None:
+    index = open_index(images, "train", cache)
+    ids = np.array([7, 1, 0])
+    table = index.paths(ids)
+    assert table.dtype == np.uint8
+    assert [os.fsdecode(row.tobytes().rstrip(b"\0")) for row in table] == [str(index.path(int(i))) for i in ids]
+    assert table.shape == (3, max(len(os.fsencode(index.path(int(i)))) for i in ids))
+
+
+def test_an_index_is_opened_by_mmap_and_not_made_again(small: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    build(small, "train", cache)
+    place = kept(cache)
+    np.save(place / "labels.npy", np.array([1, 1, 1, 0, 0, 1], np.int32))
+    index = open_index(small, "train", cache)
+    assert index.labels.tolist() == [1, 1, 1, 0, 0, 1]
+    assert all(isinstance(array.base, np.memmap) for array in (index.names, index.offsets, index.labels, index.widths))
+
+
+def test_a_changed_folder_is_indexed_again(small: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    nested = small / "train" / "dog" / "nested"
+    nested.mkdir()
+    assert len(open_index(small, "train", cache)) == 6
+    shutil.copy(small / "train" / "cat" / "0.jpg", nested / "9.jpg")
+    touch(nested)
+    assert len(open_index(small, "train", cache)) == 7
+    (small / "train" / "cat" / "0.jpg").unlink()
+    touch(small / "train" / "cat")
+    assert len(open_index(small, "train", cache)) == 6
+    assert len(list(cache.iterdir())) == 1
+
+
+def cut(place: Path) -> None:
+    path = place / "offsets.npy"
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+def shorten(place: Path) -> None:
+    np.save(place / "widths.npy", np.ones(3, np.int32))
+
+
+def pickled(place: Path) -> None:
+    np.save(place / "widths.npy", np.array([{}] * 6, object), allow_pickle=True)
+
+
+def other_format(place: Path) -> None:
+    meta = json.loads((place / "meta.json").read_text())
+    (place / "meta.json").write_text(json.dumps({**meta, "format": 0}))
+
+
+BREAKS: list[Callable[[Path], object]] = [
+    cut,
+    shorten,
+    pickled,
+    other_format,
+    lambda place: (place / "meta.json").write_text("{"),
+    lambda place: (place / "meta.json").write_text("[]"),
+    lambda place: (place / "labels.npy").write_bytes(b""),
+    lambda place: (place / "names.npy").unlink(),
+]
+
+
+@pytest.mark.parametrize("damage", BREAKS)
+def test_a_broken_index_is_made_again(damage: Callable[[Path], object], small: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    whole = open_index(small, "train", cache)
+    sizes, names = whole.widths.tolist(), [whole.path(i) for i in range(6)]
+    damage(kept(cache))
+    for _ in range(2):
+        again = open_index(small, "train", cache)
+        assert (again.widths.tolist(), [again.path(i) for i in range(6)]) == (sizes, names)
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_indexes_of_different_folders_live_side_by_side(small: Path, images: Path, tmp_path: Path) -> None:
+    lengths = [len(open_index(*at, tmp_path / "cache")) for at in ((small, "train"), (small, "val"), (images, "val"))]
+    assert lengths == [6, 6, 20]
+    assert len(list((tmp_path / "cache").iterdir())) == 3
+
+
+@pytest.mark.parametrize("variable", ["XDG_CACHE_HOME", "HOME"])
+def test_the_user_s_cache_is_the_default(variable: str, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv(variable, str(tmp_path))
+    open_index(small, "train", None)
+    folder = tmp_path if variable == "XDG_CACHE_HOME" else tmp_path / ".cache"
+    assert kept(folder / "image-pipeline").name.startswith("index-")
+
+
+def test_unreadable_images_are_named(small: Path, tmp_path: Path) -> None:
+    cats = small / "train" / "cat"
+    whole = (cats / "0.jpg").read_bytes()
+    (cats / "bad.jpg").write_text("text")
+    (cats / "cut.jpg").write_bytes(whole[:30])
+    Image.new("P", (8, 8)).save(cats / "gif.jpg", format="GIF")
+    for number in range(4):
+        (cats / f"zero{number}.png").touch()
+    with pytest.raises(DataError) as failed:
+        build(small, "train", tmp_path / "cache")
+    message = str(failed.value)
+    assert message.startswith(f"{small / 'train'}: 7 images can't be read: cat/bad.jpg (not a JPEG")
+    assert message.endswith("and 2 more; replace or remove such files")
+    assert "\n" not in message
+    assert not (tmp_path / "cache").exists()
+
+
+def test_class_folders_without_images_are_named(small: Path, tmp_path: Path) -> None:
+    (small / "train" / "bird").mkdir()
+    (small / "train" / "bird" / "readme.txt").touch()
+    with pytest.raises(DataError, match=r"train: 1 class folder with no image \(bird\); remove them, or add images"):
+        build(small, "train", tmp_path)
+
+
+def test_a_cache_that_can_t_be_written_is_named(small: Path, tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.touch()
+    with pytest.raises(DataError, match=rf"data.cache: {blocked} can't be written \(.+\); set it to a folder that can"):
+        open_index(small, "train", blocked)
