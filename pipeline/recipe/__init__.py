@@ -1,0 +1,1 @@
+"""What is optimised and how: optimiser, schedule, loss."""
