@@ -1,0 +1,108 @@
+"""How far a journal has been brought into MLflow: the cursor file, and the journal cut into pieces to ship.
+
+A pure function of the journal's text, so that shipping again sends the same points; no MLflow here.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Self
+
+from pipeline.track.journal import Record, milliseconds, read
+
+CURSOR = "mlflow.json"
+# MLflow's limit on the metrics of one call. Source: https://mlflow.org/docs/latest/rest-api.html#log-batch
+POINTS_PER_CALL = 1000
+_SHIPPED_EVENTS = ("run", "status", "artifact")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of one metric: `step` in optimiser steps, `t_ms` in unix milliseconds."""
+
+    key: str
+    value: float
+    t_ms: int
+    step: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of the journal that ends at byte `offset`: new points, then perhaps one event."""
+
+    points: tuple[Point, ...]
+    event: Record | None
+    offset: int
+    high_water: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """Everything before byte `offset` is in MLflow's run `run_id`; `high_water` is the last step of each metric there."""
+
+    uri: str
+    experiment: str
+    run_id: str | None = None
+    offset: int = 0
+    high_water: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, run_dir: Path) -> Self | None:
+        """Return the cursor of a run, or None where there is none that can be read (shipping again does no harm)."""
+        try:
+            return cls(**json.loads((run_dir / CURSOR).read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def save(self, run_dir: Path) -> None:
+        """Write the cursor, at once and whole.
+
+        Raises:
+            OSError: if the directory can't be written.
+        """
+        temporary = run_dir / f"{CURSOR}.tmp"
+        temporary.write_text(json.dumps(asdict(self), allow_nan=False))
+        temporary.replace(run_dir / CURSOR)
+
+    def after(self, piece: Piece) -> "Cursor":
+        """Return the cursor once `piece` is shipped."""
+        return replace(self, offset=piece.offset, high_water=piece.high_water)
+
+    def fits(self, journal: Path) -> bool:
+        """Return whether the cursor stands at the end of a line: a power cut can shorten a journal."""
+        if self.offset == 0:
+            return True
+        with journal.open("rb") as file:
+            file.seek(self.offset - 1)
+            return file.read(1) == b"\n"
+
+
+def pieces(journal: Path, offset: int, high_water: dict[str, int]) -> Iterator[Piece]:
+    """Cut the complete lines from byte `offset` on into pieces of about `POINTS_PER_CALL` points.
+
+    Steps that a resumed run does over are left out: a point is new only if its step is above the last one of its name.
+
+    Raises:
+        OSError: if the journal can't be read.
+    """
+    points: list[Point] = []
+    high = dict(high_water)
+    shipped = offset
+    for record, end in read(journal, offset):
+        event = record if record["kind"] in _SHIPPED_EVENTS else None
+        if record["kind"] == "metrics":
+            new = _new_points(record, high)
+            high |= {point.key: point.step for point in new}
+            points += new
+        offset = end
+        if event is not None or len(points) >= POINTS_PER_CALL:
+            yield Piece(tuple(points), event, offset, dict(high))
+            points, shipped = [], offset
+    if offset > shipped:
+        yield Piece(tuple(points), None, offset, dict(high))
+
+
+def _new_points(record: Record, high: dict[str, int]) -> list[Point]:
+    t_ms, step = milliseconds(record), record["step"]
+    return [Point(key, float(value), t_ms, step) for key, value in record["values"].items() if step > high.get(key, -1)]

@@ -1,0 +1,154 @@
+"""The journal of a run: an append-only file of JSON lines, the truth that every other record of the run is made from.
+
+Not here: bringing it into MLflow (`pipeline.track.shipper`) and what the numbers mean.
+"""
+
+import errno
+import json
+import logging
+import math
+import mmap
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+from pipeline.errors import TrainingError, UsageError
+from pipeline.track.uri import redact
+
+JOURNAL = "journal.jsonl"
+Record = dict[str, Any]
+_log = logging.getLogger(__name__)
+
+
+class Journal:
+    """The journal of one run, opened for appending by the one process that writes it.
+
+    Each line is `{"t": unix seconds, "kind": kind, ...}` in strict JSON. It is with the operating system when
+    the call returns: killing the process loses nothing. Credentials in URIs don't get as far as the file.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        """Open `journal.jsonl` in `run_dir`, and cut off the torn last line of a writer that was killed.
+
+        Raises:
+            UsageError: if the file can't be opened for writing.
+        """
+        self.path = run_dir / JOURNAL
+        try:
+            self._file = self.path.open("ab+", buffering=0)
+        except OSError as error:
+            raise UsageError(
+                f"run directory {run_dir}: can't write {JOURNAL}: {error.strerror}; choose another run.dir"
+            ) from error
+        self._cut_torn_line()
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Append one line. Values that JSON lacks become text: paths, and floats that are not finite.
+
+        Raises:
+            TrainingError: if the line can't be written; the file then ends with the line before it.
+        """
+        record = {"t": round(time.time(), 3), "kind": kind} | _plain(fields)
+        self._append(json.dumps(record, allow_nan=False).encode() + b"\n")
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Append the metrics of optimiser step `step`: finite floats, or the text `nan`, `inf`, `-inf`.
+
+        Each name once a step: of two values of a name at the same step, MLflow gets the first.
+
+        Raises:
+            TrainingError: as `event` does.
+        """
+        self.event("metrics", step=int(step), values={name: float(value) for name, value in values.items()})
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        """Return the open journal."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the file."""
+        self.close()
+
+    def _cut_torn_line(self) -> None:
+        size = os.fstat(self._file.fileno()).st_size
+        if size == 0:
+            return
+        with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+            end = view.rfind(b"\n") + 1
+        if end < size:
+            self._file.truncate(end)
+
+    def _append(self, line: bytes) -> None:
+        before = os.fstat(self._file.fileno()).st_size
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            with suppress(OSError):
+                self._file.truncate(before)
+            raise TrainingError(
+                f"{self.path}: can't write the journal: {error.strerror}; make room there and continue the run"
+            ) from error
+
+
+def _plain(value: Any) -> Any:
+    """Return what strict JSON can hold, without credentials."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return redact(str(value))
+
+
+def lines(path: Path, offset: int = 0) -> Iterator[tuple[bytes, int]]:
+    """Yield each complete line from byte `offset` on, with its newline, and the byte offset after it.
+
+    Raises:
+        OSError: if the file can't be read.
+    """
+    with path.open("rb") as file:
+        file.seek(offset)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            offset += len(line)
+            yield line, offset
+
+
+def read(path: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
+    """Yield the record of each complete line from byte `offset` on, and the byte offset after it.
+
+    Lines that no journal has written are passed over with a warning: a file system may leave such after a power cut.
+
+    Raises:
+        OSError: if the file can't be read.
+    """
+    for line, end in lines(path, offset):
+        record = parse(line)
+        if record is None:
+            _log.warning("%s: the line that ends at byte %d is no journal line and is passed over", path, end)
+        else:
+            yield record, end
+
+
+def milliseconds(record: Record) -> int:
+    """Return the time of a record in unix milliseconds, the same however often it is asked."""
+    return int(float(record["t"]) * 1000 + 0.5)
+
+
+def parse(line: bytes) -> Record | None:
+    """Return the record of one line, or None if the line is not one that a journal writes."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and "kind" in record and "t" in record else None

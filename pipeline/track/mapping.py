@@ -1,0 +1,55 @@
+"""What the records of a journal are called in MLflow: names, params and tags within MLflow's limits.
+
+Pure functions of a record; no MLflow here.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.track.journal import Record
+
+UID = "run.uid"
+REASON = "status.reason"
+# Limits. Source: mlflow/utils/validation.py of MLflow 3.17.
+_NAME_LENGTH = 250
+_PARAM_LENGTH = 6000
+_TAG_LENGTH = 8000
+_NOT_ALLOWED = re.compile(r"[^\w.\- :/]")
+# MLflow's own tag for the code's version, which its listing of runs shows in a column.
+# Source: https://mlflow.org/docs/latest/ml/tracking/tracking-api/#system-tags
+_COMMIT = "mlflow.source.git.commit"
+
+
+def name(text: str) -> str:
+    """Return a name of a metric or param as MLflow takes it: it refuses others, and with them all that is sent with them."""
+    allowed = _NOT_ALLOWED.sub("_", text)[:_NAME_LENGTH]
+    return "/".join(part for part in allowed.split("/") if part.strip(".")) or "_"
+
+
+def params(record: Record) -> dict[str, str]:
+    """Return the params of a "run" record: the flat configuration, and the plan under `plan.`."""
+    plan = {f"plan.{key}": value for key, value in record["plan"].items()}
+    return {name(key): _text(value)[:_PARAM_LENGTH] for key, value in (record["config"] | plan).items()}
+
+
+def changes(there: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
+    """Return tags for the params that MLflow holds with another value: it refuses to change a param."""
+    return {f"changed.{key}": value for key, value in now.items() if there.get(key, value) != value}
+
+
+def tags(record: Record, run_dir: Path) -> dict[str, str]:
+    """Return the tags of a "run" record."""
+    found = record["tags"] | {UID: record["uid"], "run.dir": str(run_dir.absolute())}
+    if "git.commit" in found:
+        found[_COMMIT] = found["git.commit"]
+    if record.get("resumed_from_step") is not None:
+        found["resumed_from_step"] = record["resumed_from_step"]
+    return {key: _text(value)[:_TAG_LENGTH] for key, value in found.items()}
+
+
+def _text(value: Any) -> str:
+    """Return text as it is and other values as the configuration files write them: `true`, `null`, `[1, 2]`."""
+    return value if isinstance(value, str) else json.dumps(value)

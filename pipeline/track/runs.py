@@ -1,0 +1,162 @@
+"""What runs there are, read from their journals; it needs no MLflow.
+
+Not here: comparing runs, and anything that writes.
+"""
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.errors import UsageError
+from pipeline.track.cursor import Cursor
+from pipeline.track.journal import JOURNAL, Record, lines, parse
+from pipeline.track.lock import in_use
+from pipeline.units import seconds
+
+Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED", "SCHEDULED", "DIED"]
+_SUMMARY = "summary/"
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """One run. Times are unix seconds; `step` and `total_steps` optimiser steps; `summary` has fractions, seconds, images/s.
+
+    DIED is a run whose journal says RUNNING while no process holds its directory.
+    """
+
+    name: str
+    run_dir: Path
+    uid: str = ""
+    status: Status = "RUNNING"
+    mlflow_run_id: str | None = None
+    started: float | None = None
+    updated: float | None = None
+    step: int = 0
+    total_steps: int | None = None
+    summary: dict[str, float] = field(default_factory=dict)
+
+
+def list_runs(root: Path) -> list[RunInfo]:
+    """Return the runs at and below `root`, oldest first; none where there is no such directory.
+
+    Raises:
+        UsageError: if a journal can't be read.
+    """
+    found = [read_run(directory) for directory in _run_dirs(root)]
+    return sorted(found, key=lambda run: (run.started or 0, str(run.run_dir)))
+
+
+def _run_dirs(root: Path) -> Iterator[Path]:
+    for directory, below, files in os.walk(root):
+        if JOURNAL in files:
+            below.clear()
+            yield Path(directory)
+        else:
+            below[:] = [name for name in below if name != "mlartifacts"]
+
+
+def read_run(run_dir: Path) -> RunInfo:
+    """Return what a run's journal says.
+
+    Raises:
+        UsageError: if the journal or the lock can't be read.
+    """
+    try:
+        found = _read_journal(run_dir / JOURNAL)
+        if found["status"] == "RUNNING" and not in_use(run_dir):
+            found["status"] = "DIED"
+    except OSError as error:
+        raise UsageError(f"{run_dir}: can't read the run: {error.strerror}; give a directory of runs") from error
+    cursor = Cursor.load(run_dir)
+    return RunInfo(**{"name": run_dir.name} | found, run_dir=run_dir, mlflow_run_id=cursor.run_id if cursor else None)
+
+
+def _read_journal(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {"status": "RUNNING", "summary": {}}
+    last: Record | None = None
+    for record in _telling(path):
+        last = record
+        _take(found, record)
+    if last is not None:
+        found["updated"] = last["t"]
+    return found
+
+
+def _telling(path: Path) -> Iterator[Record]:
+    """Yield the records that a listing needs: all but the training curves, of which only the last line is parsed."""
+    kept: bytes | None = None
+    for line, _ in lines(path):
+        if b'"kind": "metrics"' in line[:64] and b'"summary/' not in line:
+            kept = line
+            continue
+        yield from _parsed(kept)
+        yield from _parsed(line)
+        kept = None
+    yield from _parsed(kept)
+
+
+def _parsed(line: bytes | None) -> Iterator[Record]:
+    record = parse(line) if line is not None else None
+    if record is not None:
+        yield record
+
+
+def _take(found: dict[str, Any], record: Record) -> None:
+    if record["kind"] == "run":
+        found |= {"name": record["name"], "uid": record["uid"], "status": "RUNNING"}
+        found |= {"total_steps": record["plan"].get("total_steps")}
+        found.setdefault("started", record["t"])
+    elif record["kind"] == "status":
+        found["status"] = record["status"]
+    elif record["kind"] == "metrics":
+        found["step"] = record["step"]
+        told = {k.removeprefix(_SUMMARY): float(v) for k, v in record["values"].items() if k.startswith(_SUMMARY)}
+        found["summary"].update(told)
+
+
+def as_json(runs: Sequence[RunInfo]) -> list[dict[str, Any]]:
+    """Return runs as plain values for strict JSON; a summary value that is not finite is null."""
+    return [
+        asdict(run)
+        | {"run_dir": str(run.run_dir), "summary": {k: v if math.isfinite(v) else None for k, v in run.summary.items()}}
+        for run in runs
+    ]
+
+
+def as_table(runs: Sequence[RunInfo]) -> str:
+    """Return runs as an aligned table, one a line under a heading."""
+    heading = ("run", "status", "step", "top-1", "top-5", "img/s", "data wait", "time", "mlflow run", "directory")
+    rows = [heading, *(_row(run) for run in runs)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(heading))]
+    numbers = range(2, 8)
+    aligned = (
+        "  ".join(
+            cell.rjust(width) if i in numbers else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+    return "\n".join(line.rstrip() for line in aligned)
+
+
+def _row(run: RunInfo) -> tuple[str, ...]:
+    told = run.summary
+    return (
+        run.name,
+        run.status,
+        f"{run.step}/{'?' if run.total_steps is None else run.total_steps}",
+        _percent(told.get("val_top1")),
+        _percent(told.get("val_top5")),
+        f"{told['images_per_s']:.1f}" if "images_per_s" in told else "-",
+        _percent(told.get("data_wait"), 1),
+        seconds(told["seconds"]) if "seconds" in told else "-",
+        run.mlflow_run_id or "-",
+        str(run.run_dir),
+    )
+
+
+def _percent(fraction: float | None, digits: int = 2) -> str:
+    return "-" if fraction is None else f"{100 * fraction:.{digits}f} %"

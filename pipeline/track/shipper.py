@@ -1,0 +1,242 @@
+"""Bring a run's journal into MLflow exactly once, in the background of a training or afterwards.
+
+It must neither make the training wait nor raise into it. Not here: MLflow's own calls (`pipeline.track.tracker`).
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipeline.config.schema import Track
+from pipeline.errors import PipelineError, UsageError
+from pipeline.track.cursor import CURSOR, Cursor, Piece, pieces
+from pipeline.track.journal import JOURNAL, Record, read
+from pipeline.track.lock import FileLock
+from pipeline.track.runs import read_run
+from pipeline.track.tracker import Tracker, set_environment
+from pipeline.track.uri import redact, tracking_uri
+
+__all__ = ["Shipper", "SyncResult", "sync", "tracking_uri"]
+_log = logging.getLogger(__name__)
+_POLL_S = 1.0
+_FIRST_PAUSE_S = 1.0
+_LONGEST_PAUSE_S = 30.0
+
+
+class _Delivery:
+    """One journal on its way into one MLflow run, from where the cursor file says that the last process came to."""
+
+    def __init__(self, run_dir: Path, uri: str, experiment: str) -> None:
+        self.run_dir, self.uri, self.shipped = run_dir, uri, 0
+        self._journal = run_dir / JOURNAL
+        self._lock = FileLock(run_dir / f"{CURSOR}.lock")
+        self._locked = False
+        self._tracker: Tracker | None = None
+        self.cursor = Cursor(redact(uri), experiment)
+
+    def advance(self, stop: Callable[[], bool] = lambda: False) -> None:
+        """Ship what stands complete in the journal, or up to the piece at which `stop` says so.
+
+        Raises:
+            Exception: what MLflow and the file system raise; calling again goes on where it failed.
+        """
+        self._begin()
+        record = _first_run(self._journal)
+        if record is None:
+            return
+        if self._tracker is None:
+            self._tracker = Tracker(self.uri, self.cursor.experiment)
+        if self.cursor.run_id is None:
+            self._keep(replace(self.cursor, run_id=self._tracker.find_or_start(record)))
+        for piece in pieces(self._journal, self.cursor.offset, self.cursor.high_water):
+            self._ship(self._tracker, piece)
+            self._keep(self.cursor.after(piece))
+            self.shipped += len(piece.points)
+            if stop():
+                return
+
+    def set_status(self, record: Record) -> None:
+        """Give the MLflow run, once made, a status that stands in no journal."""
+        if self._tracker is not None and self.cursor.run_id is not None:
+            self._tracker.status(self.cursor.run_id, record)
+
+    def end(self) -> None:
+        """Let others ship this journal."""
+        self._lock.release()
+        self._locked = False
+
+    def _begin(self) -> None:
+        """Take the right to ship, and with it the cursor as its last holder left it."""
+        if self._locked:
+            return
+        if not self._lock.acquire(wait=False):
+            raise UsageError(
+                f"{self.run_dir}: {self._lock.holder()} is bringing this run into MLflow; leave it to that process"
+            )
+        self._locked = True
+        saved = Cursor.load(self.run_dir)
+        if saved is not None and (saved.uri, saved.experiment) == (self.cursor.uri, self.cursor.experiment):
+            # What MLflow has stays counted even where a power cut has taken it from the journal.
+            self.cursor = saved if saved.fits(self._journal) else replace(saved, offset=0)
+        self.cursor.save(self.run_dir)
+
+    def _keep(self, cursor: Cursor) -> None:
+        cursor.save(self.run_dir)
+        self.cursor = cursor
+
+    def _ship(self, tracker: Tracker, piece: Piece) -> None:
+        run_id, event = str(self.cursor.run_id), piece.event
+        tracker.points(run_id, piece.points)
+        if event is None:
+            return
+        if event["kind"] == "run":
+            tracker.describe(run_id, event, self.run_dir)
+        elif event["kind"] == "status":
+            tracker.status(run_id, event)
+        elif event["kind"] == "artifact":
+            tracker.artifact(run_id, event, self.run_dir)
+
+
+class Shipper:
+    """A background thread that follows the journal of a training in this process into MLflow.
+
+    While the store is down or slow it tries again, after a second at first and after half a minute at most, and goes on
+    where it failed. It warns once when the store is lost and once when it is back.
+    """
+
+    def __init__(self, run_dir: Path, uri: str, experiment: str) -> None:
+        """Touch neither MLflow nor the network yet; `start` does, in the background, and needs the journal to be there."""
+        self._delivery = _Delivery(run_dir, uri, experiment)
+        self._closing = threading.Event()
+        self._abandoned = threading.Event()
+        self._drained = False
+        self._lost = False
+        self._thread = threading.Thread(target=self._work, name="mlflow-shipper", daemon=True)
+
+    @property
+    def run_id(self) -> str | None:
+        """The MLflow run's id, once it is known."""
+        return self._delivery.cursor.run_id
+
+    def start(self) -> None:
+        """Start to follow the journal."""
+        set_environment()
+        self._thread.start()
+
+    def close(self, drain_s: float) -> bool:
+        """Ship what is left, for `drain_s` seconds at most, and return whether everything is in MLflow.
+
+        What is not is brought there by `sync`. Calling it before `start` ships nothing.
+        """
+        self._closing.set()
+        if self._thread.ident is not None:
+            self._thread.join(drain_s)
+        self._abandoned.set()
+        return self._drained
+
+    def _work(self) -> None:
+        try:
+            pause = 0.0
+            while not self._abandoned.is_set():
+                last = self._closing.is_set()
+                if self._pass():
+                    if last:
+                        self._drained = not self._abandoned.is_set()
+                        return
+                    pause = 0.0
+                    self._closing.wait(_POLL_S)
+                else:
+                    pause = min(max(_FIRST_PAUSE_S, 2 * pause), _LONGEST_PAUSE_S)
+                    (self._abandoned if last else self._closing).wait(pause)
+        finally:
+            self._delivery.end()
+
+    def _pass(self) -> bool:
+        """Ship what there is; return whether that worked."""
+        shown = redact(self._delivery.uri)
+        try:
+            self._delivery.advance(self._abandoned.is_set)
+        except Exception as error:
+            if not self._lost:
+                _log.warning("tracking: %s: %s; training goes on and the journal keeps everything", shown, _one_line(error))
+            self._lost = True
+            return False
+        if self._lost:
+            _log.warning("tracking: %s is back and has got everything up to here", shown)
+        self._lost = False
+        return True
+
+
+@dataclass(frozen=True)
+class SyncResult:
+    """What `sync` did: where the run is in MLflow (without credentials) and how many metric points were sent."""
+
+    run_dir: Path
+    uri: str
+    experiment: str
+    run_id: str
+    points: int
+
+
+def sync(run_dir: Path, uri: str | None = None, experiment: str | None = None) -> SyncResult:
+    """Ship what is left of a run's journal, now; a run that died without a word is marked FAILED in MLflow.
+
+    Without `uri` and `experiment`, into those that the run was started with.
+
+    Raises:
+        UsageError: if there is no run, another process ships it, or the store refuses or can't be reached.
+        ConfigError: if the address is none.
+    """
+    record = _run_to_sync(run_dir)
+    place = _place(run_dir, record, uri)
+    if experiment is None:
+        saved = Cursor.load(run_dir)
+        experiment = saved.experiment if saved else record["config"].get("track.experiment", "default")
+    set_environment()
+    delivery = _Delivery(run_dir, place, experiment)
+    try:
+        delivery.advance()
+        run = read_run(run_dir)
+        if run.status == "DIED":
+            delivery.set_status({"t": run.updated, "status": "FAILED", "reason": "the process died without a last word"})
+    except PipelineError:
+        raise
+    except Exception as error:
+        raise UsageError(f"{redact(place)}: {_one_line(error)}; check the address (track.uri) and sync again") from error
+    finally:
+        delivery.end()
+    return SyncResult(run_dir, redact(place), experiment, str(delivery.cursor.run_id), delivery.shipped)
+
+
+def _first_run(journal: Path) -> Record | None:
+    return next((record for record, _ in read(journal) if record["kind"] == "run"), None)
+
+
+def _run_to_sync(run_dir: Path) -> Record:
+    try:
+        found = _first_run(run_dir / JOURNAL)
+    except OSError as error:
+        raise UsageError(f"{run_dir}: can't read {JOURNAL}: {error.strerror}; give the directory of a run") from error
+    if found is None:
+        raise UsageError(f"{run_dir / JOURNAL}: the run died before it began; there is nothing to sync")
+    return found
+
+
+def _place(run_dir: Path, record: Record, uri: str | None) -> str:
+    """Return the store to sync into: the given one, the one of last time, or what a training would choose now."""
+    chosen = tracking_uri(Track(uri=uri), run_dir.parent)
+    saved = Cursor.load(run_dir)
+    # Saved addresses have lost their credentials; where the environment has the same one with them, that is the one.
+    if uri is not None or (saved is not None and saved.uri == redact(chosen)):
+        return chosen
+    if saved is not None:
+        return saved.uri
+    return tracking_uri(Track(uri=record["config"].get("track.uri")), run_dir.parent)
+
+
+def _one_line(error: Exception) -> str:
+    """Return the first line of an error, without credentials."""
+    text = str(error).strip() or type(error).__name__
+    return redact(text.splitlines()[0])[:300]

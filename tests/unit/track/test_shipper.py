@@ -1,0 +1,266 @@
+import logging
+import os
+import queue
+import signal
+import socket
+
+import pytest
+
+from pipeline.errors import ConfigError, UsageError
+from pipeline.track.cursor import Cursor
+from pipeline.track.journal import Journal, read
+from pipeline.track.lock import RunLock
+from pipeline.track.shipper import Shipper, sync
+from pipeline.track.tracker import Tracker
+
+PATIENT_S = 120
+
+
+def once(metrics, steps):
+    return {(metric, step): 1 for metric in metrics for step in steps}
+
+
+def train(journal, steps):
+    for step in steps:
+        journal.metrics(step, {"train/loss": 1 / (step + 1), "perf/images_per_s": 100.0 + step})
+
+
+@pytest.fixture
+def warned():
+    """A queue of what the shipper says, to wait on."""
+    said = queue.Queue()
+    handler = logging.Handler()
+    handler.emit = lambda record: said.put(record.getMessage())
+    logger = logging.getLogger("pipeline.track.shipper")
+    logger.addHandler(handler)
+    yield said
+    logger.removeHandler(handler)
+
+
+def test_a_training_and_its_continuation_are_one_run_with_each_step_once(tmp_path, begin, uri, stored):
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    with Journal(tmp_path) as journal:
+        begin(journal)
+        shipper = Shipper(tmp_path, uri, "tests")
+        shipper.start()
+        journal.event("artifact", path="config.yaml", artifact_path="config")
+        journal.event("artifact", path="gone.yaml", artifact_path="config")
+        train(journal, range(20))
+        journal.metrics(20, {"odd": float("nan"), "steep": float("inf")})
+        journal.event("log", text="not for MLflow")
+        journal.event("status", status="SCHEDULED", reason="out of time")
+        assert shipper.close(PATIENT_S)
+    run, counts = stored()
+    assert (run.info.status, run.info.run_id) == ("SCHEDULED", shipper.run_id)
+    assert run.data.tags["status.reason"] == "out of time"
+    assert run.info.run_name == "demo"
+    assert run.data.params == {"optim.lr": "0.1", "run.name": "", "plan.total_steps": "50"}
+    assert run.data.tags["host"] == "here"
+    files = stored.client.list_artifacts(run.info.run_id, "config")
+    assert [file.path for file in files] == ["config/config.yaml"]
+    assert (tmp_path / "mlartifacts").is_dir()
+
+    with Journal(tmp_path) as journal:
+        begin(journal, config={"optim.lr": 0.2, "new": 1}, resumed_from_step=15)
+        shipper = Shipper(tmp_path, uri, "tests")
+        shipper.start()
+        train(journal, range(15, 30))
+        assert shipper.close(PATIENT_S)
+    run, counts = stored()
+    assert run.info.status == "RUNNING"
+    assert run.info.run_id == shipper.run_id
+    assert run.data.params["optim.lr"] == "0.1"
+    assert run.data.params["new"] == "1"
+    assert run.data.tags["changed.optim.lr"] == "0.2"
+    assert run.data.tags["resumed_from_step"] == "15"
+    assert counts == once(["train/loss", "perf/images_per_s"], range(30)) | once(["odd", "steep"], [20])
+    assert run.data.metrics["train/loss"] == 1 / 30
+
+
+def test_a_crash_between_shipping_and_the_cursor_doubles_nothing(tmp_path, begin, uri, stored):
+    with Journal(tmp_path) as journal:
+        begin(journal)
+        train(journal, range(10))
+    sync(tmp_path, uri, "tests")
+    before = Cursor.load(tmp_path)
+    with Journal(tmp_path) as journal:
+        train(journal, range(10, 20))
+    assert sync(tmp_path).points == 20
+    before.save(tmp_path)
+    assert sync(tmp_path).points == 20
+    (tmp_path / "mlflow.json").unlink()
+    assert sync(tmp_path, uri, "tests").points == 40
+    _, counts = stored()
+    assert counts == once(["train/loss", "perf/images_per_s"], range(20))
+    assert sync(tmp_path).points == 0
+
+
+def test_a_journal_shortened_by_a_power_cut_doubles_nothing(tmp_path, begin, uri, stored):
+    with Journal(tmp_path) as journal:
+        begin(journal)
+        train(journal, range(10))
+        kept = journal.path.stat().st_size
+        train(journal, range(10, 20))
+    sync(tmp_path, uri, "tests")
+    os.truncate(journal.path, kept)
+    with Journal(tmp_path) as journal:
+        train(journal, range(10, 15))
+        sync(tmp_path)
+        train(journal, range(15, 25))
+    sync(tmp_path)
+    _, counts = stored()
+    assert counts == once(["train/loss", "perf/images_per_s"], range(25))
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from pipeline.track.journal import Journal, read
+journal, first = Journal(Path(sys.argv[1])), int(sys.argv[2])
+fields = {"config": {}, "plan": {"total_steps": 50}, "tags": {}, "resumed_from_step": first or None}
+journal.event("run", uid="a1", name="demo", **fields)
+for step in range(first, 10**9):
+    journal.metrics(step, {"train/loss": 1.0})
+    print(step, flush=True)
+"""
+
+
+def test_a_writer_killed_and_restarted_leaves_each_step_once(tmp_path, uri, stored, child):
+    for first in (0, 20, 30):
+        writer = child(WRITER, tmp_path, first)
+        while int(writer.stdout.readline()) < first + 40:
+            pass
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+        sync(tmp_path, uri, "tests")
+    run, counts = stored()
+    assert run.info.status == "FAILED"
+    written = [record["step"] for record, _ in read(tmp_path / "journal.jsonl") if record["kind"] == "metrics"]
+    assert len(written) > len(set(written))
+    assert counts == once(["train/loss"], written)
+
+
+def test_a_run_that_a_slow_server_made_all_the_same_is_found(tmp_path, begin, uri, stored):
+    with Journal(tmp_path) as journal:
+        begin(journal)
+    record = {"t": 1.0, "uid": "a1", "name": "demo"}
+    made = Tracker(uri, "tests").find_or_start(record)
+    assert sync(tmp_path, uri, "tests").run_id == made
+    assert stored()[0].info.run_id == made
+
+
+def test_the_status_follows_the_journal(tmp_path, begin, uri, stored):
+    for status in ("FINISHED", "FAILED", "KILLED", "SCHEDULED"):
+        with Journal(tmp_path) as journal:
+            begin(journal)
+            journal.event("status", status=status, reason=None)
+        sync(tmp_path, uri, "tests")
+        assert stored()[0].info.status == status
+    with RunLock(tmp_path), Journal(tmp_path) as journal:
+        begin(journal)
+        sync(tmp_path)
+        assert stored()[0].info.status == "RUNNING"
+    sync(tmp_path)
+    assert stored()[0].info.status == "FAILED"
+
+
+def test_no_secret_reaches_disk_or_mlflow(tmp_path, begin, uri, stored):
+    with Journal(tmp_path) as journal:
+        begin(journal, config={"track.uri": "http://me:hidden@host"}, tags={"command": "x track.uri=http://me:hidden@host"})
+    assert Shipper(tmp_path, "http://me:hidden@127.0.0.1:1", "tests").close(0) is False
+    with pytest.raises(UsageError) as caught:
+        sync(tmp_path, "http://me:hidden@127.0.0.1:1", "tests")
+    assert "http://***@127.0.0.1:1: " in str(caught.value)
+    sync(tmp_path, uri, "tests")
+    run, _ = stored()
+    assert run.data.params["track.uri"] == "http://***@host"
+    kept = [path.read_text(errors="ignore") for path in tmp_path.iterdir() if path.is_file() and path.suffix != ".db"]
+    assert "hidden" not in str(caught.value) + str(run.data) + "".join(kept)
+
+
+def test_sync_without_an_address_goes_where_the_training_went(tmp_path, begin, uri, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    run_dir = tmp_path / "runs" / "one"
+    run_dir.mkdir(parents=True)
+    with Journal(run_dir) as journal:
+        begin(journal, config={"track.uri": uri, "track.experiment": "from-config"})
+        first = sync(run_dir)
+        assert (first.uri, first.experiment) == (uri, "from-config")
+        second = sync(run_dir, experiment="elsewhere")
+        assert second.run_id != first.run_id
+        assert sync(run_dir).experiment == "elsewhere"
+        Cursor("http://***@127.0.0.1:1", "saved").save(run_dir)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hidden@127.0.0.1:1")
+        with pytest.raises(UsageError, match=r"^http://\*\*\*@127.0.0.1:1: .*sync again$"):
+            sync(run_dir)
+        assert Cursor.load(run_dir).experiment == "saved"
+
+
+def test_what_cant_be_synced_is_told_in_one_line(tmp_path, begin, uri):
+    with pytest.raises(UsageError, match=r"can't read journal.jsonl: No such file"):
+        sync(tmp_path, uri)
+    with Journal(tmp_path) as journal:
+        with pytest.raises(UsageError, match="died before it began"):
+            sync(tmp_path, uri)
+        begin(journal)
+    with pytest.raises(ConfigError, match="'nowhere' is not a tracking address"):
+        sync(tmp_path, "nowhere")
+
+
+def test_two_do_not_ship_the_same_run_at_once(tmp_path, begin, uri, warned):
+    with Journal(tmp_path) as journal:
+        begin(journal)
+        shipper = Shipper(tmp_path, uri, "tests")
+        shipper.start()
+        second = Shipper(tmp_path, uri, "tests")
+        while shipper.run_id is None:
+            journal.event("log", text="wait")
+        with pytest.raises(UsageError, match=f"pid {os.getpid()} on .* is bringing this run into MLflow"):
+            sync(tmp_path, uri, "tests")
+        second.start()
+        assert "is bringing this run into MLflow" in warned.get(timeout=PATIENT_S)
+        assert shipper.close(PATIENT_S)
+        assert second.close(PATIENT_S)
+        assert "is back" in warned.get(timeout=PATIENT_S)
+        assert second.run_id == shipper.run_id
+
+
+def test_a_server_that_accepts_and_never_answers_holds_up_nobody(tmp_path, begin, warned):
+    with socket.create_server(("127.0.0.1", 0)) as server, Journal(tmp_path) as journal:
+        begin(journal)
+        shipper = Shipper(tmp_path, f"http://127.0.0.1:{server.getsockname()[1]}", "tests")
+        shipper.start()
+        caller, _ = server.accept()  # the shipper is in its first request now, and stays in it
+        train(journal, range(100))
+        assert shipper.close(0.1) is False
+        caller.close()
+    assert warned.get(timeout=PATIENT_S).startswith("tracking: http://127.0.0.1:")
+    shipper._thread.join()
+    assert shipper.run_id is None
+    assert warned.empty()
+
+
+def test_a_store_that_is_down_is_told_once_and_gets_all_when_it_is_back(tmp_path, begin, uri, stored, warned):
+    database = tmp_path / "mlflow.db"
+    hidden = database.rename(tmp_path / "hidden.db")
+    database.mkdir()
+    with Journal(tmp_path) as journal:
+        begin(journal)
+        shipper = Shipper(tmp_path, uri + "?timeout=1", "tests")
+        shipper.start()
+        train(journal, range(10))
+        first = warned.get(timeout=PATIENT_S)
+        assert "training goes on and the journal keeps everything" in first
+        assert "\n" not in first
+        database.rmdir()
+        hidden.rename(database)
+        assert "is back" in warned.get(timeout=PATIENT_S)
+        train(journal, range(10, 20))
+        assert shipper.close(PATIENT_S)
+    assert warned.empty()
+    assert stored()[1] == once(["train/loss", "perf/images_per_s"], range(20))
+
+
+def test_closing_one_never_started_ships_nothing(tmp_path):
+    assert Shipper(tmp_path, "http://127.0.0.1:1", "tests").close(PATIENT_S) is False
+    assert list(tmp_path.iterdir()) == []
