@@ -1,0 +1,1 @@
+"""The training run: its composition, its loop, its checkpoints."""

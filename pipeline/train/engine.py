@@ -1,0 +1,162 @@
+"""The training loop: steps, evaluations, checkpoints, and leaving together.
+
+Not here: building what is trained (`run`) and telling people (`report`).
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import closing, nullcontext
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline.data.loader import Batch, Loader, eval_loader, train_loader
+from pipeline.errors import Stopped, TrainingError
+from pipeline.recipe import optim
+from pipeline.train.checkpoint import Store
+from pipeline.train.evaluate import evaluate
+from pipeline.train.metrics import Late, Sums, batch_sums
+from pipeline.train.preemption import StopFlag
+from pipeline.train.state import State
+
+
+class Listener(Protocol):
+    """Is told what happens; the calls come on every rank, in the same order."""
+
+    def on_step(self, state: State, step: int, sums: Sums) -> None:
+        """The sums of the step that made `step` steps done, over all ranks."""
+
+    def on_log(self, state: State, step: int, window: Sums) -> None:
+        """The sums of all steps up to `step` since the last call, every `train.log_every` steps."""
+
+    def on_eval(self, state: State) -> None:
+        """A finished evaluation (`state.val`)."""
+
+
+def fit(state: State, store: Store, flag: StopFlag, listener: Listener) -> None:
+    """Train from `state.step` to the end of the plan.
+
+    Raises:
+        Stopped: on every rank, with the state saved, if any rank was asked to stop.
+        TrainingError: on every rank, if the loss is no longer finite.
+        DataError: on the rank that met an image it can't decode.
+    """
+    cfg, plan, world, late = state.cfg, state.plan, state.world, Late(state.world)
+    state.network.train()
+    state.statistics.start_training()
+    with (
+        closing(eval_loader(cfg, world, state.dataset.val)) as val,
+        closing(train_loader(cfg, plan, world, state.dataset, state.step)) as train,
+    ):
+        settle = partial(_settle, state, store, listener, val)
+        if _evaluation_is_due(state):  # the run was stopped before it could evaluate
+            settle(stop=False)
+        stream = iter(train)
+        while state.step < plan.total_steps:
+            sums = train_step(state, stream)
+            state.step += 1
+            stop = _read(state, late.push(state.step, sums, flag.asked(state.step)), listener)
+            if stop or _is_boundary(state):
+                stop = _read(state, late.pop(), listener) or stop
+                settle(stop)
+            if stop and state.step < plan.total_steps:
+                raise Stopped(f"stopped after step {state.step} of {plan.total_steps} by {flag.reason or 'another rank'}")
+    state.statistics.end_training()
+
+
+def train_step(state: State, stream: Iterator[Batch]) -> Tensor:
+    """Do one optimiser step over this rank's micro-batches; return their sums, float64 [5] on the device."""
+    plan, clock = state.plan, state.clock
+    optim.set_lr(state.optimizer, state.lr(state.step))
+    total = torch.zeros(5, dtype=torch.float64, device=state.world.device)
+    for micro in range(plan.accumulation):
+        with clock.measure("data_s"):
+            batch = next(stream)
+        with clock.measure("step_s"):
+            total += _forward_backward(state, batch, micro)
+    with clock.measure("step_s"):
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.optimizer.zero_grad(set_to_none=True)
+        state.statistics.after_step(state.world)
+    clock.images += plan.global_batch
+    return total
+
+
+def _forward_backward(state: State, batch: Batch, micro: int) -> Tensor:
+    """Add the gradients of one micro-batch; they are exchanged between ranks after the last one only."""
+    _seed_layers(state, micro)
+    last = micro == state.plan.accumulation - 1
+    hold = not last and isinstance(state.network, DistributedDataParallel)
+    device = state.world.device.type
+    with state.network.no_sync() if hold else nullcontext():  # type: ignore[operator]
+        with torch.autocast(device, dtype=state.autocast, enabled=state.autocast is not None):
+            logits = state.network(state.normalize(batch.images))
+            loss = state.criterion(logits, batch.labels)
+        state.scaler.scale(loss / state.plan.accumulation).backward()
+    state.statistics.after_pass()
+    return batch_sums(logits, batch.labels, loss * len(batch.labels))
+
+
+def _seed_layers(state: State, micro: int) -> None:
+    """Make what layers draw (dropout, stochastic depth) depend on the seed, the step and the micro-batch alone."""
+    place = state.step * (state.plan.global_batch // state.plan.micro_batch) + micro * state.world.size + state.world.rank
+    torch.manual_seed((state.cfg.seed << 32) ^ place)
+
+
+def _is_boundary(state: State) -> bool:
+    plan, step = state.plan, state.step
+    return step == plan.total_steps or step % plan.eval_every == 0 or step % plan.checkpoint_every == 0
+
+
+def _evaluation_is_due(state: State) -> bool:
+    plan, step = state.plan, state.step
+    return 0 < step != state.val.get("step") and (step == plan.total_steps or step % plan.eval_every == 0)
+
+
+def _read(state: State, arrived: tuple[int, Sums] | None, listener: Listener) -> bool:
+    """Take in a step's sums; return whether any rank wants to stop."""
+    if arrived is None:
+        return False
+    step, sums = arrived
+    if not math.isfinite(sums.loss):
+        raise TrainingError(
+            f"the loss is not finite at step {step}; lower optim.lr, lengthen schedule.warmup, "
+            "or use train.precision=fp32; the last checkpoint is intact"
+        )
+    state.window += sums
+    listener.on_step(state, step, sums)
+    if step % state.cfg.train.log_every == 0 or step == state.plan.total_steps:
+        listener.on_log(state, step, state.window)
+        state.window = Sums(0, 0, 0, 0)
+    return sums.stop > 0
+
+
+def _settle(state: State, store: Store, listener: Listener, val: Loader, stop: bool) -> None:
+    """At a boundary: evaluate and save as the plan says; on a stop: save, and leave the rest to the next start."""
+    plan, step = state.plan, state.step
+    last = step == plan.total_steps
+    with state.statistics.settled():
+        better = (last or not stop) and _evaluation_is_due(state) and _evaluate(state, listener, val)
+        if state.world.is_main and (stop or last or better or step % plan.checkpoint_every == 0):
+            with state.clock.measure("save_s"):
+                saved = state.capture()
+                store.save(saved, step)
+                if better:
+                    store.save_best(saved)
+
+
+def _evaluate(state: State, listener: Listener, val: Loader) -> bool:
+    """Evaluate; return whether the result is the best so far."""
+    world, expected = state.world, state.plan.val_images
+    with state.clock.measure("eval_s"):
+        found = evaluate(state.model, val, state.normalize, world=world, expected=expected, autocast=state.autocast)
+    state.val = {"step": state.step, **found}
+    better = state.val["top1"] > state.best.get("top1", -1.0)
+    if better:
+        state.best = state.val
+    listener.on_eval(state)
+    return better

@@ -1,0 +1,45 @@
+"""Evaluation: every validation image counted exactly once, whatever the number of processes.
+
+Not here: what to do with the result.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from pipeline.data.loader import Batch, Normalize
+from pipeline.errors import DataError
+from pipeline.train.metrics import Sums, batch_sums
+from pipeline.world import World
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    normalize: Normalize,
+    *,
+    world: World,
+    expected: int,
+    autocast: torch.dtype | None = None,
+) -> dict[str, float]:
+    """Return `loss` (cross-entropy), `top1`, `top5` (fractions) and `count` over all ranks' batches.
+
+    Ranks need not have the same number of batches: nothing is exchanged before the end.
+
+    Raises:
+        DataError: if the images counted are not exactly `expected`.
+    """
+    training = model.training
+    model.eval()
+    total = torch.zeros(5, dtype=torch.float64, device=world.device)
+    for batch in batches:
+        with torch.autocast(world.device.type, dtype=autocast, enabled=autocast is not None):
+            logits = model(normalize(batch.images))
+        total += batch_sums(logits, batch.labels)
+    sums = Sums(*world.sum_(total).tolist())
+    model.train(training)
+    if sums.count != expected:
+        raise DataError(f"evaluation counted {sums.count:.0f} images instead of {expected}; the index does not fit the data")
+    return {**sums.means(), "count": sums.count}

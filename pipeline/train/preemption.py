@@ -1,0 +1,53 @@
+"""Requests to stop: signals, a time limit, a STOP file. They set a flag; ranks agree on it elsewhere.
+
+Not here: acting on the flag (`engine`): no rank may stop before the others know.
+"""
+
+import os
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+_SAME_REQUEST_S = 2.0
+"""A launcher forwards the signal that the terminal has sent already; within this time they are one request."""
+
+
+class StopFlag:
+    """Set by the first signal, by the clock or by a file; a second signal ends the process at once."""
+
+    def __init__(self, run_dir: Path, max_time_s: float | None = None) -> None:
+        self.reason = ""
+        self.signal: int | None = None
+        self._file = run_dir / "STOP"
+        self._deadline = time.monotonic() + max_time_s if max_time_s else None
+        self._asked_at = 0.0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopFlag":
+        """Install the handlers."""
+        self._before = {s: signal.signal(s, self._on_signal) for s in SIGNALS}
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Put the earlier handlers back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.signal is not None and now - self._asked_at > _SAME_REQUEST_S:
+            os._exit(128 + number)
+        if self.signal is None:
+            self.signal, self._asked_at = number, now
+            self.reason = f"signal {signal.Signals(number).name}"
+
+    def asked(self, step: int) -> bool:
+        """Tell whether this process wants to stop; the file is looked for every tenth step only."""
+        if not self.reason and self._deadline is not None and time.monotonic() >= self._deadline:
+            self.reason = "the time limit train.max_time"
+        if not self.reason and step % 10 == 0 and self._file.exists():
+            self.reason = f"the file {self._file}"
+        return bool(self.reason)

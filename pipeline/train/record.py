@@ -1,0 +1,101 @@
+"""The record of a run while it lives: its journal, the shipper that brings it into MLflow, how it ended.
+
+Not here: what the points are (`report`). Only rank 0 keeps a record.
+"""
+
+import signal
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from pipeline.config import as_tree, digest, flat
+from pipeline.errors import PipelineError, Stopped
+from pipeline.track import identity
+from pipeline.track.journal import Journal
+from pipeline.track.shipper import Shipper
+from pipeline.track.uri import redact, tracking_uri
+from pipeline.train.preemption import StopFlag
+from pipeline.train.report import Reporter
+from pipeline.train.rundir import RunDir
+from pipeline.train.state import State
+
+_SQLITE = "sqlite:///"
+DRAIN_ON_STOP_S = 10.0
+"""A stopped run waits no longer than this for the tracker: whoever asked is going to kill it."""
+
+
+class Record:
+    """Keeps the journal from the start of training to its end, whatever the end is."""
+
+    def __init__(self, state: State, run: RunDir, flag: StopFlag, command: list[str]) -> None:
+        self._state, self._run, self._flag, self._command = state, run, flag, command
+        self.journal = Journal(run.path)
+        self.reporter = Reporter(state, self.journal)
+        self.uri = tracking_uri(state.cfg.track, state.cfg.run.root)
+        self._shipper = Shipper(run.path, self.uri, state.cfg.track.experiment) if state.cfg.track.enabled else None
+        self.shipped = False
+
+    @property
+    def mlflow_run_id(self) -> str | None:
+        """The MLflow run, once there is one."""
+        return self._shipper.run_id if self._shipper else None
+
+    def __enter__(self) -> Self:
+        state, cfg = self._state, self._state.cfg
+        self.journal.event(
+            "run",
+            uid=self._run.uid,
+            name=self._run.name,
+            config=flat(as_tree(cfg)),
+            plan=state.plan.as_dict(),
+            tags=identity.tags(state.world, digest(cfg), self._command),
+            resumed_from_step=None if self._run.fresh else state.step,
+        )
+        self.journal.event("status", status="RUNNING", reason="")
+        self.artifact(self._run.path / "config.yaml", "config")
+        if self._shipper:
+            self._shipper.start()
+        return self
+
+    def artifact(self, path: Path, folder: str) -> None:
+        """Have a file of the run directory uploaded into a folder of the run's artifacts."""
+        self.journal.event("artifact", path=str(path.relative_to(self._run.path)), artifact_path=folder)
+
+    def whereabouts(self) -> dict[str, str]:
+        """Return where the run is to be found in MLflow, for the closing table."""
+        if not self._shipper:
+            return {"MLflow run": "not tracked (track.enabled=false)"}
+        later = "" if self.shipped else f" (incomplete; later: python -m pipeline sync {self._run.path})"
+        return {"MLflow run": f"{self.mlflow_run_id or 'none yet'}{later}", "MLflow UI": _ui_command(self.uri)}
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.reporter.close()
+        status, reason = self._end(error)
+        self.journal.event("status", status=status, reason=reason)
+        self.journal.close()
+        if self._shipper:
+            drain_s = self._state.cfg.track.drain_s
+            self.shipped = self._shipper.close(min(drain_s, DRAIN_ON_STOP_S) if error else drain_s)
+
+    def _end(self, error: BaseException | None) -> tuple[str, str]:
+        if error is None:
+            return "FINISHED", ""
+        if isinstance(error, Stopped):
+            return ("KILLED" if self._flag.signal == signal.SIGINT else "SCHEDULED"), str(error)
+        if isinstance(error, KeyboardInterrupt):
+            return "KILLED", "interrupted"
+        return "FAILED", str(error) if isinstance(error, PipelineError) else f"{type(error).__name__}: {error}"
+
+
+def _ui_command(uri: str) -> str:
+    """Return the command that opens MLflow's UI on a local store, or the address of a server."""
+    if not uri.startswith(_SQLITE):
+        return redact(uri)
+    store = f"{_SQLITE}{_short(Path(uri.removeprefix(_SQLITE)))}"
+    return f"{_short(Path(sys.executable).with_name('mlflow'))} ui --backend-store-uri {store} --port 5000"
+
+
+def _short(path: Path) -> Path:
+    """Return a path as it is written from the working directory."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -1,0 +1,134 @@
+"""The composition of a run: world, data, network, optimiser, directory, record, loop.
+
+Not here: any of these things themselves.
+"""
+
+import contextlib
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from pipeline.config import Config, make_plan, to_yaml
+from pipeline.data.loader import Dataset, Normalize, open_dataset
+from pipeline.model import weights, zoo
+from pipeline.recipe import loss, optim, schedule
+from pipeline.track.lock import RunLock
+from pipeline.train import checkpoint, engine, report, rundir
+from pipeline.train.batchnorm import StepStatistics
+from pipeline.train.precision import autocast_type, place
+from pipeline.train.preemption import StopFlag
+from pipeline.train.record import Record
+from pipeline.train.rundir import RunDir
+from pipeline.train.state import State
+from pipeline.world import World, from_env, join
+
+
+def train(cfg: Config) -> None:
+    """Train as the configuration says, in the world that the environment describes, to the end.
+
+    Raises:
+        PipelineError: on every rank; its message is empty on those that need not print it.
+    """
+    zoo.check(cfg.model)
+    with join(from_env(), backend=cfg.dist.backend, timeout_s=cfg.dist.timeout_s) as world, contextlib.ExitStack() as held:
+        dataset = open_dataset(cfg, world)
+        state = world.together(lambda: build(cfg, world, dataset))
+        run = _open_run(state, held)
+        _resume(state, run)
+        if state.step == state.plan.total_steps and run.weights.is_file():
+            _say_finished(state, run)
+            return
+        state.network = world.wrap(state.model)
+        _train(state, run)
+
+
+def build(cfg: Config, world: World, dataset: Dataset) -> State:
+    """Build everything that is trained, at step 0, before any other rank or directory is touched.
+
+    Raises:
+        PipelineError: if configuration, data and world do not fit together.
+    """
+    plan = make_plan(
+        cfg,
+        world_size=world.size,
+        train_images=len(dataset.train),
+        val_images=len(dataset.val),
+        classes=len(dataset.classes),
+    )
+    torch.manual_seed(cfg.seed)
+    torch.use_deterministic_algorithms(cfg.train.deterministic)
+    torch.backends.cudnn.benchmark = not cfg.train.deterministic
+    model = place(zoo.build(cfg.model, plan.classes), cfg.train, world.device)
+    autocast = autocast_type(cfg.train, world.device)
+    if cfg.train.compile:
+        model.compile()
+    return State(
+        cfg=cfg,
+        plan=plan,
+        world=world,
+        dataset=dataset,
+        model=model,
+        network=model,
+        optimizer=optim.build(cfg.optim, model, plan.peak_lr),
+        scaler=torch.amp.GradScaler(world.device.type, enabled=autocast is torch.float16),
+        criterion=loss.build(cfg.loss),
+        normalize=Normalize(cfg.data.mean, cfg.data.std, world.device, next(model.parameters()).dtype),
+        statistics=StepStatistics(model),
+        lr=schedule.learning_rate(cfg.schedule, plan),
+        autocast=autocast,
+    )
+
+
+def _open_run(state: State, held: contextlib.ExitStack) -> RunDir:
+    """Let rank 0 find or make the run directory and lock it; return it on every rank."""
+    world = state.world
+
+    def prepare() -> RunDir | None:
+        if not world.is_main:
+            return None
+        path = rundir.choose(state.cfg)
+        held.enter_context(RunLock(path))
+        return rundir.prepare(state.cfg, path)
+
+    run = world.together(prepare)
+    told = world.from_main([str(run.path), run.uid, run.name, run.fresh] if run else None)
+    return RunDir(Path(told[0]), *told[1:])
+
+
+def _resume(state: State, run: RunDir) -> None:
+    """Take over the newest checkpoint, the same one on every rank."""
+    newest = checkpoint.Store(run.checkpoints).newest() if state.world.is_main else None
+    name = state.world.from_main(newest.name if newest else None)
+    if name is not None:
+        path = run.checkpoints / name
+        state.world.together(lambda: state.restore(checkpoint.load(path), path))
+
+
+def _train(state: State, run: RunDir) -> None:
+    cfg, store = state.cfg, checkpoint.Store(run.checkpoints, state.cfg.train.keep_checkpoints)
+    with StopFlag(run.path, cfg.train.max_time) as flag:
+        if not state.world.is_main:
+            engine.fit(state, store, flag, report.Silent())
+            return
+        record = Record(state, run, flag, sys.argv)
+        print(report.opening(state, run.path), flush=True)
+        with record:
+            engine.fit(state, store, flag, record.reporter)
+            _finish(state, run, record)
+        print(report.table(report.summary(state), run.path, record.whereabouts()), flush=True)
+
+
+def _finish(state: State, run: RunDir, record: Record) -> None:
+    """Write the final weights and the figures that runs are compared by."""
+    about = {"config": to_yaml(state.cfg), "class_names": json.dumps(state.dataset.classes), "run_uid": run.uid}
+    weights.save(state.model, run.weights, about)
+    record.artifact(run.weights, "weights")
+    record.journal.metrics(state.step, {f"summary/{k}": v for k, v in report.summary(state).items()})
+
+
+def _say_finished(state: State, run: RunDir) -> None:
+    if state.world.is_main:
+        found = ", ".join(f"{k} {v:.2%}" for k, v in state.val.items() if k in ("top1", "top5"))
+        print(f"{run.path}: finished already at step {state.step} ({found}); start another with a new run.dir", flush=True)

@@ -1,0 +1,102 @@
+"""The directory of a run: made, recognised, and compared with the configuration that wants to continue it.
+
+Not here: what the journal, the checkpoints and the tracker put into it.
+"""
+
+import json
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from pipeline.config import Config, as_tree, flat, to_yaml
+from pipeline.errors import ConfigError, UsageError
+from pipeline.files import write_atomically
+from pipeline.track.identity import new_uid
+
+CHECKPOINTS = "checkpoints"
+WEIGHTS = "model.safetensors"
+_OURS = ("run.lock", "config.yaml", "run.json", "STOP")
+
+HARMLESS = re.compile(
+    r"^(run|track|dist|eval)\.|^data\.(root|cache|threads|prefetch|device)$"
+    r"|^train\.(log_every|checkpoint_every|keep_checkpoints|max_time|compile)$"
+)
+"""Keys that may differ when a run is continued: they do not change what is learned."""
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """A run's directory with its identity; `fresh` if it was made just now."""
+
+    path: Path
+    uid: str
+    name: str
+    fresh: bool
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / CHECKPOINTS
+
+    @property
+    def weights(self) -> Path:
+        """The final weights."""
+        return self.path / WEIGHTS
+
+
+def choose(cfg: Config) -> Path:
+    """Return `run.dir`, or a new directory under `run.root`; it exists afterwards.
+
+    Raises:
+        UsageError: if it holds something that is no run, or can't be made.
+    """
+    stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{new_uid()[:6]}"
+    path = cfg.run.dir or cfg.run.root / f"{cfg.run.name or 'run'}-{stamp}"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        foreign = [p.name for p in path.iterdir() if p.name not in _OURS]
+    except OSError as error:
+        raise UsageError(
+            f"{path}: can't make the run directory: {error.strerror}; choose another run.dir or run.root"
+        ) from error
+    if foreign and not (path / "run.json").is_file():
+        raise UsageError(f"{path}: holds {foreign[0]} but no run; choose a new or empty run.dir")
+    return path
+
+
+def prepare(cfg: Config, path: Path) -> RunDir:
+    """Recognise the run in `path`, or make it one; the caller holds its lock.
+
+    Raises:
+        UsageError: if the directory can't be written to.
+        ConfigError: if the run there was started with another configuration.
+    """
+    if (path / "run.json").is_file():
+        return _recognise(cfg, path)
+    run = RunDir(path, new_uid(), cfg.run.name or path.name, fresh=True)
+    placed = cfg.model_copy(update={"run": cfg.run.model_copy(update={"dir": path.absolute()})})
+    about = json.dumps({"uid": run.uid, "name": run.name, "created": time.time()})
+    write_atomically(path / "config.yaml", lambda p: p.write_text(to_yaml(placed), encoding="utf-8"))
+    write_atomically(path / "run.json", lambda p: p.write_text(about + "\n", encoding="utf-8"))
+    return run
+
+
+def _recognise(cfg: Config, path: Path) -> RunDir:
+    try:
+        about = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        before = flat(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")))
+        run = RunDir(path, about["uid"], about["name"], fresh=False)
+    except (OSError, ValueError, KeyError, AttributeError, yaml.YAMLError) as error:
+        raise UsageError(f"{path}: run.json or config.yaml is unreadable ({error}); choose a new run.dir") from error
+    now = json.loads(json.dumps(flat(as_tree(cfg))))
+    changed = [k for k in now if k in before and before[k] != now[k] and not HARMLESS.match(k)]
+    if changed and not cfg.run.allow_changes:
+        shown = ", ".join(f"{k} was {before[k]}, is {now[k]}" for k in changed[:4]) + (", ..." if len(changed) > 4 else "")
+        raise ConfigError(
+            f"{path}: the run was started with another configuration ({shown}); "
+            "use the same one, a new run.dir, or run.allow_changes=true"
+        )
+    return run

@@ -1,0 +1,131 @@
+"""Evaluation of a file of weights on its own, outside training.
+
+Not here: the evaluation itself (`evaluate`) and reading weights (`model.weights`).
+"""
+
+import json
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline import units
+from pipeline.config import Config, load, loads
+from pipeline.data.index import Index, open_index
+from pipeline.data.loader import Normalize, eval_loader
+from pipeline.errors import CheckpointError, DataError
+from pipeline.model import weights, zoo
+from pipeline.train import checkpoint
+from pipeline.train.evaluate import evaluate
+from pipeline.train.precision import autocast_type, place
+from pipeline.train.rundir import CHECKPOINTS, WEIGHTS
+from pipeline.world import World, from_env, join
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to evaluate on which images; `config` for weights that do not hold their own."""
+
+    source: Path
+    data: Path
+    overrides: tuple[str, ...] = ()
+    config: Path | None = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Weights by name with the configuration they were trained by, and their classes if the file tells."""
+
+    path: Path
+    cfg: Config
+    state: Mapping[str, Tensor]
+    classes: tuple[str, ...] | None
+
+
+def evaluate_file(request: Request) -> dict[str, Any] | None:
+    """Evaluate on every image of `data/val`; return the result on rank 0, None on the others.
+
+    Raises:
+        PipelineError: on every rank, if the file, its configuration and the data do not fit together.
+    """
+    with join(from_env()) as world:
+        trained = world.together(lambda: read(request))
+        index = world.main_first(lambda: open_index(request.data, "val", trained.cfg.data.cache))
+        model = world.together(lambda: _model(trained, index, world))
+        cfg = trained.cfg
+        with closing(eval_loader(cfg, world, index)) as batches:
+            found = evaluate(
+                model,
+                batches,
+                Normalize(cfg.data.mean, cfg.data.std, world.device, next(model.parameters()).dtype),
+                world=world,
+                expected=len(index),
+                autocast=autocast_type(cfg.train, world.device),
+            )
+    if not world.is_main:
+        return None
+    return {"checkpoint": str(trained.path), "data": str(request.data), **found, "count": int(found["count"])}
+
+
+def read(request: Request) -> Trained:
+    """Read weights and their configuration from a run directory, a checkpoint, or a file of weights.
+
+    Raises:
+        CheckpointError: if the file is missing, broken, or has no configuration and none is given.
+        ConfigError: if the configuration can't be used.
+    """
+    path = _file(request.source)
+    about: Mapping[str, Any] = {}
+    if path.suffix == ".safetensors":
+        state, header = weights.load_state(path), weights.load_metadata(path)
+        about = header | {"class_names": json.loads(header.get("class_names", "null"))}
+    else:
+        state = weights.load_state(path)
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        about = saved if saved.get("format") == checkpoint.FORMAT else {}
+    if request.config is not None:
+        cfg = load(request.config, request.overrides)
+    elif "config" in about:
+        cfg = loads(about["config"], str(path), request.overrides)
+    else:
+        raise CheckpointError(
+            f"{path}: does not hold its configuration; give one with --config configs/resnet50/nvidia_90ep.yaml"
+        )
+    names = about.get("class_names")
+    return Trained(path, cfg, state, tuple(names) if names else None)
+
+
+def _file(source: Path) -> Path:
+    """Return the file to read: of a run directory the final weights, else its newest checkpoint."""
+    if not source.is_dir():
+        return source
+    if (source / WEIGHTS).is_file():
+        return source / WEIGHTS
+    newest = checkpoint.Store(source / CHECKPOINTS).newest()
+    if newest is None:
+        raise CheckpointError(f"{source}: no {WEIGHTS} and no checkpoint in it; give a run directory or a file of weights")
+    return newest
+
+
+def _model(trained: Trained, index: Index, world: World) -> torch.nn.Module:
+    if trained.classes is not None and trained.classes != index.classes:
+        only = sorted(set(index.classes) ^ set(trained.classes))
+        raise DataError(
+            f"{index.folder}: {units.count(len(index.classes), 'class', 'classes')}, but {trained.path} was trained on "
+            f"{len(trained.classes)}, and they differ in {', '.join(only[:3])}; use data with the same class folders"
+        )
+    model = zoo.build(trained.cfg.model, len(index.classes))
+    weights.load_into(model, trained.state, str(trained.path))
+    return place(model, trained.cfg.train, world.device)
+
+
+def render(found: Mapping[str, Any]) -> str:
+    """Return the result for people."""
+    return (
+        f"{found['checkpoint']} on {found['data']}: top-1 {found['top1']:.2%}, top-5 {found['top5']:.2%}, "
+        f"loss {found['loss']:.4f}, {units.count(found['count'], 'image')}"
+    )

@@ -1,0 +1,98 @@
+"""What changes while a run trains, and how it is put into a checkpoint and taken out again.
+
+Not here: files (`checkpoint`) and the loop (`engine`).
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.config import Config, Plan, to_yaml
+from pipeline.data.loader import Dataset, Normalize
+from pipeline.errors import CheckpointError
+from pipeline.model import weights
+from pipeline.train.batchnorm import StepStatistics
+from pipeline.train.clock import Clock
+from pipeline.train.metrics import Sums
+from pipeline.world import World
+
+SAME_IN_A_RUN = ("train_images", "val_images", "classes", "global_batch", "micro_batch")
+
+
+@dataclass
+class State:
+    """The run between two steps: `step` optimiser steps are done.
+
+    `model` is the bare network, `network` the same under DistributedDataParallel. `window` holds the
+    training sums since the last point of the curves, `val` the newest validation metrics with their
+    step, `best` the best ones.
+    """
+
+    cfg: Config
+    plan: Plan
+    world: World
+    dataset: Dataset
+    model: nn.Module
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    criterion: nn.Module
+    normalize: Normalize
+    statistics: StepStatistics
+    lr: Callable[[int], float]
+    autocast: torch.dtype | None
+    step: int = 0
+    clock: Clock = field(default_factory=Clock)
+    window: Sums = Sums(0, 0, 0, 0)
+    val: dict[str, float] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def epoch(self) -> float:
+        """Epochs done, with fractions."""
+        return self.step / self.plan.steps_per_epoch
+
+    def capture(self) -> dict[str, Any]:
+        """Return everything that going on needs, as tensors and plain values; statistics must be settled."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "step": self.step,
+            "clock": asdict(self.clock),
+            "window": asdict(self.window),
+            "val": self.val,
+            "best": self.best,
+            "plan": self.plan.as_dict(),
+            "config": to_yaml(self.cfg),
+            "class_names": list(self.dataset.classes),
+        }
+
+    def restore(self, saved: dict[str, Any], path: Path) -> None:
+        """Take over what `capture` returned.
+
+        Raises:
+            CheckpointError: if it was made for another network, data set or batch.
+        """
+        for key in SAME_IN_A_RUN:
+            then, now = saved["plan"][key], getattr(self.plan, key)
+            if then != now:
+                remedy = (
+                    f"pass batch.global={then}" if key == "global_batch" else "use the same data and batch, or a new run.dir"
+                )
+                raise CheckpointError(f"{path}: the run was started with {key} {then}, now it is {now}; {remedy}")
+        weights.load_into(self.model, saved["model"], str(path))
+        try:
+            self.optimizer.load_state_dict(saved["optimizer"])
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"{path}: made for another optimiser ({error}); use the same config or a new run.dir"
+            ) from error
+        self.scaler.load_state_dict(saved["scaler"])
+        self.step = saved["step"]
+        self.clock, self.window = Clock(**saved["clock"]), Sums(**saved["window"])
+        self.val, self.best = saved["val"], saved["best"]
