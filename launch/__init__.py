@@ -1,0 +1,1 @@
+"""Start the training: locally, on many nodes, on a cluster."""

@@ -1,0 +1,203 @@
+"""The command line: each sub-command reads its options and calls one function elsewhere.
+
+Not here: work. Imports are inside the commands, so that `--help` needs no torch.
+"""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from pipeline.errors import ConfigError, PipelineError
+
+_FILE = click.Path(path_type=Path)
+_OVERRIDES = "KEY=VALUE changes a configuration key, such as optim.lr=0.5; `config describe` lists all keys."
+
+
+def _json_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--json [FILE]`: machine-readable output, on standard output or in a file."""
+    return click.option(
+        "--json", "json_to", is_flag=False, flag_value="-", metavar="[FILE]", help="Print JSON instead, or write it to FILE."
+    )(command)
+
+
+def _emit(value: Any, json_to: str | None, text: Callable[[], str]) -> None:
+    """Print text for people, or JSON to where it was asked for."""
+    if json_to is None:
+        click.echo(text())
+    elif json_to == "-":
+        click.echo(json.dumps(value, indent=2))
+    else:
+        from pipeline.files import write_atomically
+
+        write_atomically(Path(json_to), lambda p: p.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8"))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option("--traceback", "with_traceback", is_flag=True, help="Show where in the code an error was raised.")
+def cli(with_traceback: bool) -> None:
+    """Train image classifiers: from a folder of images to a trained, tracked, comparable network.
+
+    \b
+    Exit codes: 0 done, 2 bad input, 75 stopped on request with the state saved (run the same command
+    with run.dir=DIR to go on), 1 any other failure.
+    """  # noqa: D301
+
+
+@cli.command(epilog=_OVERRIDES)
+@click.argument("config", type=_FILE)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+def train(config: Path, overrides: tuple[str, ...]) -> None:
+    """Train as the file CONFIG says; under torchrun, together with the other processes.
+
+    A run that was stopped or killed goes on where it was with run.dir=DIR, in the middle of an epoch too.
+    """
+    from pipeline.config import load
+
+    cfg = load(config, overrides)
+    if not cfg.run.name:
+        cfg = cfg.model_copy(update={"run": cfg.run.model_copy(update={"name": config.stem})})
+    from pipeline.train.run import train as run
+
+    run(cfg)
+
+
+@cli.command("eval", epilog=_OVERRIDES)
+@click.argument("checkpoint", type=_FILE)
+@click.argument("data", type=_FILE)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--config", type=_FILE, help="The configuration, for files of weights that do not hold their own.")
+@_json_option
+def evaluate(checkpoint: Path, data: Path, overrides: tuple[str, ...], config: Path | None, json_to: str | None) -> None:
+    """Evaluate CHECKPOINT on the images in DATA/val, each counted exactly once.
+
+    CHECKPOINT is a run directory, a step-*.pt or best.pt in its checkpoints folder, a model.safetensors,
+    or, with --config, weights in torchvision's format. DATA has ImageNet's layout: DATA/val/<class>/*.
+    """
+    from pipeline.train.standalone import Request, evaluate_file, render
+
+    found = evaluate_file(Request(checkpoint, data, tuple(overrides), config))
+    if found:
+        _emit(found, json_to, lambda: render(found))
+
+
+@cli.group()
+def data() -> None:
+    """Make and inspect data sets."""
+
+
+@data.command("demo")
+@click.argument("root", type=_FILE, default="data/digits")
+def data_demo(root: Path) -> None:
+    """Write the embedded handwritten digits to ROOT, in ImageNet's layout; quick if they are there already."""
+    from pipeline.data import demo
+
+    demo.write(root)
+    click.echo(f"{root}: the handwritten digits, train/<class>/* and val/<class>/*")
+
+
+@data.command("index")
+@click.argument("root", type=_FILE)
+@click.option("--cache", type=_FILE, help="Where to keep the index; default: as data.cache.")
+@_json_option
+def data_index(root: Path, cache: Path | None, json_to: str | None) -> None:
+    """Read every image's header in ROOT/train and ROOT/val and keep paths, labels and sizes for training.
+
+    Training does so by itself at the first start; do it beforehand where that takes long.
+    """
+    from pipeline.data.index import build
+
+    rows = []
+    for split in ("train", "val"):
+        found = build(root, split, cache)
+        rows.append({"folder": str(found.folder), "images": len(found), "classes": len(found.classes)})
+    _emit(rows, json_to, lambda: "\n".join("{images:>9,} images   {classes:>5} classes   {folder}".format(**r) for r in rows))
+
+
+@cli.group()
+def config() -> None:
+    """Explain and show configurations."""
+
+
+@config.command("describe")
+@_json_option
+def config_describe(json_to: str | None) -> None:
+    """Print every key with its type, default and meaning."""
+    from pipeline.config import describe, keys
+
+    _emit(keys(), json_to, describe)
+
+
+@config.command("show", epilog=_OVERRIDES)
+@click.argument("config", type=_FILE)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@_json_option
+def config_show(config: Path, overrides: tuple[str, ...], json_to: str | None) -> None:
+    """Print the whole configuration that CONFIG and the overrides resolve to."""
+    from pipeline.config import as_tree, load, to_yaml
+
+    cfg = load(config, overrides)
+    _emit(as_tree(cfg), json_to, lambda: to_yaml(cfg).rstrip())
+
+
+@cli.command()
+@click.option("--root", type=_FILE, default="runs", show_default=True, help="Folder of run directories.")
+@_json_option
+def runs(root: Path, json_to: str | None) -> None:
+    """List the runs in a folder with their state and results, newest last."""
+    from pipeline.track.runs import as_json, as_table, list_runs
+
+    rows = list_runs(root)
+    _emit(as_json(rows), json_to, lambda: as_table(rows))
+
+
+@cli.command()
+@click.argument("run_dirs", nargs=-1, required=True, type=_FILE, metavar="RUN_DIR...")
+@click.option("--uri", help="Tracking server or store; default: the one that the run used.")
+def sync(run_dirs: Sequence[Path], uri: str | None) -> None:
+    """Bring what MLflow does not have yet of the runs in RUN_DIR... into it, from their journals."""
+    from pipeline.track.shipper import sync as ship
+
+    for run_dir in run_dirs:
+        click.echo(f"{run_dir}: {ship(run_dir, uri)}")
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line; errors become one line on standard error and an exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    show = "--traceback" in arguments
+    arguments = [a for a in arguments if a != "--traceback"]
+    try:
+        cli.main(arguments, prog_name="python -m pipeline", standalone_mode=False)
+    except PipelineError as error:
+        _fail(error, str(error), error.exit_code, show)
+    except click.exceptions.Abort as error:
+        _fail(error, "interrupted", 130, show)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.exit(141)
+    except Exception as error:
+        text = str(error).strip().splitlines() or [""]
+        _fail(error, f"{type(error).__name__}: {text[0]} (--traceback shows where)", 1, show)
+    sys.exit(0)
+
+
+def _fail(error: BaseException, message: str, code: int, show: bool) -> NoReturn:
+    """Print the message unless another rank prints the same, and exit."""
+    same_everywhere = isinstance(error, ConfigError) and os.environ.get("RANK", "0") != "0"
+    if show:
+        traceback.print_exception(error)
+    elif message and not same_everywhere:
+        print("\n".join(f"error: {line}" for line in message.splitlines()), file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""What a user can get wrong: one line that names the thing and the remedy, and nothing left behind."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.__main__ import main
+
+Run = Callable[..., tuple[int, str, str]]
+FEW = ("train.epochs=2st", "schedule.warmup=0st")
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    """The command line in this process."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            main([str(a) for a in arguments])
+        out, err = capfd.readouterr()
+        return int(caught.value.code or 0), out, err
+
+    return call
+
+
+@pytest.fixture
+def own_digits(digits: Path, tmp_path: Path) -> Path:
+    """A copy of the digits that a test may damage; a few of each class are enough."""
+    root = tmp_path / "own"
+    for path in digits.glob("*/*/*"):
+        if int(path.stem) < 400:
+            target = root / path.relative_to(digits)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+    return root
+
+
+def train_arguments(trainer: Any, *overrides: object) -> list[str]:
+    return trainer.command(*map(str, (*FEW, *overrides)))[3:]
+
+
+def one_line(code: int, err: str, *parts: str, expect: int = 2) -> None:
+    assert code == expect, err
+    assert "Traceback" not in err
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, err
+    for part in parts:
+        assert part in lines[0], (part, lines[0])
+
+
+def no_root(root: Path) -> Path:
+    return root / "missing"
+
+
+def empty_root(root: Path) -> Path:
+    shutil.rmtree(root)
+    root.mkdir()
+    return root
+
+
+def empty_class(root: Path) -> Path:
+    for path in (root / "train" / "3").iterdir():
+        path.unlink()
+    return root
+
+
+def other_classes(root: Path) -> Path:
+    (root / "val" / "9").rename(root / "val" / "nine")
+    return root
+
+
+def unreadable_header(root: Path) -> Path:
+    next((root / "train" / "3").iterdir()).write_text("not an image")
+    return root
+
+
+def cut_short(root: Path) -> Path:
+    for path in (root / "train").glob("*/*"):
+        path.write_bytes(path.read_bytes()[:-400])
+    return root
+
+
+@pytest.mark.parametrize("executor", ["dali", "reference"])
+@pytest.mark.parametrize(
+    ("damage", "parts"),
+    [
+        (no_root, ["data.root", "missing", "is not a folder"]),
+        (empty_root, ["data.root", "is empty", "train/<class>"]),
+        (empty_class, ["own/train", "no image (3)"]),
+        (other_classes, ["nine", "classes only in"]),
+        (unreadable_header, ["own/train", "3/", "remove"]),
+    ],
+)
+def test_data_that_cannot_be_used(
+    run: Run, trainer: Any, own_digits: Path, executor: str, damage: Callable[[Path], Path], parts: list[str]
+) -> None:
+    root = damage(own_digits)
+    code, _, err = run(*train_arguments(trainer, f"data.root={root}", f"data.executor={executor}"))
+    one_line(code, err, *parts)
+    assert not (trainer.tmp / "runs").exists()
+
+
+@pytest.mark.parametrize("executor", ["dali", "reference"])
+def test_an_image_cut_short_is_named_while_training(run: Run, trainer: Any, own_digits: Path, executor: str) -> None:
+    root = cut_short(own_digits)
+    code, _, err = run(*train_arguments(trainer, f"data.root={root}", f"data.executor={executor}"))
+    one_line(code, err, str(root / "train"), ".jpeg", "remove")
+
+
+def test_an_image_cut_short_ends_every_rank(trainer: Any, own_digits: Path) -> None:
+    root = cut_short(own_digits)
+    output = trainer.run(*FEW, f"data.root={root}", world=2, expect=1)
+    assert "error: " in output and str(root / "train") in output
+    ours = output.partition("torch.distributed.elastic.multiprocessing.errors.ChildFailedError")[0]
+    assert len(re.findall(r"exitcode: 2|exitcode: 1", ours)) >= 1
+
+
+def test_a_world_that_does_not_divide_the_work_says_so_once(trainer: Any) -> None:
+    output = trainer.run(*FEW, world=3, expect=1)
+    (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert "4 micro-batches" in line and "start 1, 2, 4 of them" in line
+    assert not (trainer.tmp / "runs").exists()
+
+
+def test_a_port_in_use_is_named(trainer: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        done = subprocess.run(trainer.command(*FEW), env=os.environ | place, capture_output=True, text=True, check=False)
+    one_line(done.returncode, done.stderr, f"127.0.0.1:{port}", "in use", "--master-port")
+
+
+def test_a_peer_that_does_not_come_is_not_waited_for_longer_than_allowed(trainer: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = trainer.command(*FEW, "dist.timeout_s=2")
+    done = subprocess.run(command, env=os.environ | place, capture_output=True, text=True, check=False, timeout=60)
+    one_line(done.returncode, done.stderr, f"127.0.0.1:{port}", "rank 0 of 2")
+
+
+@pytest.mark.parametrize("where", ["/proc/run", "{file}/run"])
+def test_a_run_directory_that_cannot_be_written(run: Run, trainer: Any, tmp_path: Path, where: str) -> None:
+    (tmp_path / "file").touch()
+    place = where.format(file=tmp_path / "file")
+    code, _, err = run(*train_arguments(trainer, f"run.dir={place}"))
+    one_line(code, err, place, "run.dir")
+
+
+@pytest.mark.parametrize("share", [0.3, 0.97])
+def test_a_truncated_checkpoint(run: Run, trainer: Any, digits: Path, tmp_path: Path, share: float) -> None:
+    run_dir = tmp_path / "run"
+    assert run(*train_arguments(trainer, f"run.dir={run_dir}"))[0] == 0
+    (path,) = (run_dir / "checkpoints").glob("step-*.pt")
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    (run_dir / "model.safetensors").unlink()
+    code, _, err = run(*train_arguments(trainer, f"run.dir={run_dir}"))
+    one_line(code, err, str(path), "truncated", "delete it")
+    code, _, err = run("eval", path, digits)
+    one_line(code, err, str(path))
+
+
+def test_a_checkpoint_of_another_model(run: Run, trainer: Any, digits: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    assert run(*train_arguments(trainer, f"run.dir={run_dir}"))[0] == 0
+    other = ("model.n_blocks=[2, 1]", "run.allow_changes=true", "train.epochs=3st")
+    code, _, err = run(*train_arguments(trainer, f"run.dir={run_dir}", *other))
+    one_line(code, err, "step-000000002.pt", "made for another model", "model.")
+    code, _, err = run("eval", run_dir / "checkpoints" / "best.pt", digits, "model.n_channels=[8, 32]")
+    one_line(code, err, "best.pt", "made for another model")
+
+
+def test_a_directory_in_use_is_not_shared(run: Run, trainer: Any, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    process = trainer.start("train.epochs=9999st", "train.log_every=1", f"run.dir={run_dir}")
+    trainer.until(process, lambda line: "step" in line and "loss" in line)
+    code, _, err = run(*train_arguments(trainer, "train.epochs=9999st", "train.log_every=1", f"run.dir={run_dir}"))
+    one_line(code, err, str(run_dir), "in use", f"pid {process.pid}")
+
+
+def test_a_loss_that_explodes_is_noticed(run: Run, trainer: Any, tmp_path: Path) -> None:
+    code, _, err = run(*train_arguments(trainer, "optim.lr=1e30", "optim.lr_per=null", "train.epochs=6st"))
+    one_line(code, err, "not finite", "optim.lr", expect=1)
+
+
+def test_a_wrong_config_is_refused_before_anything_is_written(run: Run, trainer: Any) -> None:
+    code, _, err = run(*train_arguments(trainer, "optim.lrr=1", "batch.micro=0", "optm.lr=2"))
+    assert code == 2 and len(err.splitlines()) == 3 and "did you mean optim.lr?" in err and "Traceback" not in err
+    assert not (trainer.tmp / "runs").exists()
+
+
+def test_a_traceback_is_shown_on_request(run: Run, trainer: Any) -> None:
+    code, _, err = run(*train_arguments(trainer, "data.root=/nowhere"), "--traceback")
+    assert code == 2 and "Traceback" in err and "/nowhere" in err
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["train"], ["eval", "x"], ["config", "show", "no/such.yaml"], ["sync"]])
+def test_wrong_command_lines_exit_with_2(run: Run, arguments: list[str]) -> None:
+    code, _, err = run(*arguments)
+    assert code == 2 and err and "Traceback" not in err
