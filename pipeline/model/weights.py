@@ -125,9 +125,10 @@ def _difference(ours: Mapping[str, torch.Size], theirs: Mapping[str, torch.Size]
 
 
 def _is_head(reshaped: list[str], ours: Mapping[str, torch.Size], theirs: Mapping[str, torch.Size]) -> bool:
-    """Whether only one layer differs, and only in its number of outputs."""
-    layers = {name.rpartition(".")[0] for name in reshaped}
-    return len(layers) == 1 and all(ours[name][1:] == theirs[name][1:] and len(ours[name]) in (1, 2) for name in reshaped)
+    """Whether all that differs is the number of outputs of linear layers, and in the same way."""
+    changes = {(theirs[name][:1], ours[name][:1]) for name in reshaped}
+    linear = all(len(ours[name]) == len(theirs[name]) <= 2 and ours[name][1:] == theirs[name][1:] for name in reshaped)
+    return linear and len(changes) == 1
 
 
 def _by(shape: torch.Size) -> str:

@@ -117,6 +117,7 @@ def test_old_files_without_batch_counts_load(small: Make) -> None:
         (lambda s: {n: t for n, t in s.items() if n != "bn1.weight"}, "another model: missing bn1.weight;"),
         (lambda s: s | {"extra": torch.zeros(1)}, "another model: unexpected extra;"),
         (lambda s: s | {"conv1.weight": torch.zeros(4, 1, 3, 3)}, "of another shape conv1.weight (4x1x3x3, here 4x3x3x3);"),
+        (lambda s: s | {"fc.bias": torch.tensor(1.0)}, "of another shape fc.bias (scalar, here 3);"),
         (lambda s: s | {"fc.weight": torch.zeros(3, 9)}, "of another shape fc.weight (3x9, here 3x8);"),
         (lambda s: s | {f"layer7.{i}": torch.zeros(1) for i in range(9)}, "layer7.0 layer7.1 layer7.2 and 6 more;"),
         (lambda s: {}, "another model: missing conv1.weight bn1.weight bn1.bias and "),
@@ -130,6 +131,18 @@ def test_weights_of_another_network_are_refused_whole(small: Make, change: Calla
     text = str(caught.value)
     assert text.startswith("some/file.pt: made for ") and message in text and "\n" not in text
     assert same(model.state_dict(), before)
+
+
+@pytest.mark.parametrize(
+    ("second", "message"), [(9, "made for 9 classes, and this model has 3;"), (8, "of another shape a.weight (9x2, here 3x2) ")]
+)
+def test_networks_with_two_heads_are_understood(second: int, message: str) -> None:
+    def heads(a: int, b: int) -> nn.Module:
+        return nn.ModuleDict({"a": nn.Linear(2, a), "b": nn.Linear(2, b)})
+
+    with pytest.raises(CheckpointError) as caught:
+        weights.load_into(heads(3, 3), heads(9, second).state_dict(), "w")
+    assert message in str(caught.value)
 
 
 def test_presets_that_differ_are_told_apart_in_one_line(small: Make) -> None:
