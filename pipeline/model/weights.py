@@ -50,7 +50,9 @@ def save(model: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
         _plain(name): tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in unwrap(model).state_dict().items()
     }
-    write_atomically(path, lambda temporary: safetensors.torch.save_file(state, temporary, dict(metadata)))
+    # Not save_file: it makes files that only their owner can read, and has its own kind of error for a full disk.
+    data = safetensors.torch.save(state, dict(metadata))
+    write_atomically(path, lambda temporary: temporary.write_bytes(data))
 
 
 def load_state(path: Path) -> State:

@@ -45,6 +45,12 @@ def test_safetensors_round_trip_is_exact(small: Make, tmp_path: Path, dtype: tor
     assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
 
 
+def test_saved_files_are_as_readable_as_any_other(small: Make, tmp_path: Path) -> None:
+    weights.save(small(), tmp_path / "w.safetensors", {})
+    (tmp_path / "other").touch()
+    assert (tmp_path / "w.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 def test_tied_weights_are_saved(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     model[1].weight = model[0].weight
