@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import ConfigError, PipelineError, Stopped, TrainingError
 
 _FILE = click.Path(path_type=Path)
 _OVERRIDES = "KEY=VALUE changes a configuration key, such as optim.lr=0.5; `config describe` lists all keys."
@@ -191,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def _fail(error: BaseException, message: str, code: int, show: bool) -> NoReturn:
     """Print the message unless another rank prints the same, and exit."""
-    same_everywhere = isinstance(error, ConfigError) and os.environ.get("RANK", "0") != "0"
+    same_everywhere = isinstance(error, ConfigError | Stopped | TrainingError) and os.environ.get("RANK", "0") != "0"
     if show:
         traceback.print_exception(error)
     elif message and not same_everywhere:
