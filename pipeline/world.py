@@ -8,7 +8,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -75,20 +75,22 @@ class World:
         return json.loads(bytes(body.tolist()))
 
     def together(self, work: Callable[[], T]) -> T:
-        """Run `work` on every rank and leave together if it fails anywhere.
+        """Run `work` on every rank and leave together if it fails anywhere; it must not exchange anything itself.
 
         Raises:
-            PipelineError: on every rank when it was raised on any; only the first rank that
-                failed carries the message, the others an empty one, so that it is printed once.
+            Exception: on every rank when `work` raised on any: its own error on the first rank that
+                failed, a PipelineError without a message on the others, so that it is told once.
         """
-        error: PipelineError | None = None
+        error: Exception | None = None
         result: T | None = None
         try:
             result = work()
-        except PipelineError as failed:
+        except Exception as failed:
+            if not self.joined:
+                raise
             error = failed
         codes = torch.zeros(self.size, dtype=torch.int64, device=self.device)
-        codes[self.rank] = error.exit_code if error else 0
+        codes[self.rank] = getattr(error, "exit_code", 1) if error else 0
         bad = self.sum_(codes).nonzero().flatten().tolist()
         if not bad:
             return result  # type: ignore[return-value]
@@ -184,10 +186,9 @@ def join(world: World, *, backend: str = "auto", timeout_s: float = 300) -> Iter
         return
     chosen = backend if backend != "auto" else ("nccl" if world.device.type == "cuda" else "gloo")
     _init(world, chosen, timeout_s)
-    try:
-        yield World(world.rank, world.size, world.local_rank, world.local_size, world.device, joined=True)
-    finally:
-        dist.destroy_process_group()
+    yield replace(world, joined=True)
+    # Not after an error: a rank that has failed alone must not wait for the others, but exit, which they notice.
+    dist.destroy_process_group()
 
 
 def _init(world: World, backend: str, timeout_s: float) -> None:

@@ -76,7 +76,6 @@ class Reporter(Silent):
         """Write a point of the validation curves."""
         val = state.val
         self._journal.metrics(state.step, {f"val/{k}": val[k] for k in ("loss", "top1", "top5")})
-        self._before.eval_s = state.clock.eval_s
         self._say(
             f"{self._place(state.step, state)}   val loss {val['loss']:7.4f}   val top1 {val['top1']:6.2%}"
             f"   val top5 {val['top5']:6.2%}   {units.count(int(val['count']), 'image')}"
