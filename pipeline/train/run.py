@@ -5,6 +5,7 @@ Not here: any of these things themselves.
 
 import contextlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -58,6 +59,8 @@ def build(cfg: Config, world: World, dataset: Dataset) -> State:
         classes=len(dataset.classes),
     )
     torch.manual_seed(cfg.seed)
+    if cfg.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic with a fixed workspace only
     torch.use_deterministic_algorithms(cfg.train.deterministic)
     torch.backends.cudnn.benchmark = not cfg.train.deterministic
     model = place(zoo.build(cfg.model, plan.classes), cfg.train, world.device)
