@@ -16,6 +16,7 @@ from pipeline.data.loader import Dataset, Normalize, open_dataset
 from pipeline.model import weights, zoo
 from pipeline.recipe import loss, optim, schedule
 from pipeline.track.lock import RunLock
+from pipeline.track.runs import read_run
 from pipeline.train import checkpoint, engine, report, rundir
 from pipeline.train.batchnorm import StepStatistics
 from pipeline.train.precision import autocast_type, place
@@ -38,8 +39,7 @@ def train(cfg: Config) -> None:
         state = world.together(lambda: build(cfg, world, dataset))
         run = _open_run(state, held)
         _resume(state, run)
-        if state.step == state.plan.total_steps and run.weights.is_file():
-            _say_finished(state, run)
+        if _is_finished(state, run):
             return
         state.network = world.wrap(state.model)
         _train(state, run)
@@ -131,7 +131,12 @@ def _finish(state: State, run: RunDir, record: Record) -> None:
     record.journal.metrics(state.step, {f"summary/{k}": v for k, v in report.summary(state).items()})
 
 
-def _say_finished(state: State, run: RunDir) -> None:
-    if state.world.is_main:
+def _is_finished(state: State, run: RunDir) -> bool:
+    """Tell on every rank whether the run ended well and needs nothing more, and say so."""
+    if state.step < state.plan.total_steps:
+        return False
+    finished: bool = state.world.from_main(state.world.is_main and read_run(run.path).status == "FINISHED")
+    if finished and state.world.is_main:
         found = ", ".join(f"{k} {v:.2%}" for k, v in state.val.items() if k in ("top1", "top5"))
         print(f"{run.path}: finished already at step {state.step} ({found}); start another with a new run.dir", flush=True)
+    return finished

@@ -118,3 +118,17 @@ def test_a_finished_run_is_not_started_again(trainer: Any, tmp_path: Path) -> No
     before = (tmp_path / "run" / "journal.jsonl").read_bytes()
     assert "finished already at step 2" in trainer.run(*few)
     assert (tmp_path / "run" / "journal.jsonl").read_bytes() == before
+
+
+def test_a_run_killed_while_it_finishes_is_finished_by_the_next_start(trainer: Any, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    few = ("train.epochs=2st", "schedule.warmup=0st", f"run.dir={run_dir}")
+    trainer.run(*few)
+    journal = run_dir / "journal.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    (end,) = [number for number, line in enumerate(lines) if '"FINISHED"' in line]
+    journal.write_text("".join(lines[:end]))  # as if SIGKILL had come between the weights and the last line
+    before = weights(run_dir)
+    assert "going on after step 2" in trainer.run(*few)
+    assert '"FINISHED"' in journal.read_text()
+    assert_same(weights(run_dir), before)
