@@ -22,7 +22,12 @@ _OVERRIDES = "KEY=VALUE changes a configuration key, such as optim.lr=0.5; `conf
 def _json_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add `--json [FILE]`: machine-readable output, on standard output or in a file."""
     return click.option(
-        "--json", "json_to", is_flag=False, flag_value="-", metavar="[FILE]", help="Print JSON instead, or write it to FILE."
+        "--json",
+        "json_to",
+        is_flag=False,
+        flag_value="-",
+        metavar="[FILE]",
+        help="Print JSON instead, or write it to FILE (after the other arguments, or as --json=FILE).",
     )(command)
 
 
@@ -33,9 +38,9 @@ def _emit(value: Any, json_to: str | None, text: Callable[[], str]) -> None:
     elif json_to == "-":
         click.echo(json.dumps(value, indent=2))
     else:
-        from pipeline.files import write_atomically
+        from pipeline.files import write_text
 
-        write_atomically(Path(json_to), lambda p: p.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8"))
+        write_text(Path(json_to), json.dumps(value, indent=2) + "\n")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -76,7 +81,7 @@ def train(config: Path, overrides: tuple[str, ...]) -> None:
 def evaluate(checkpoint: Path, data: Path, overrides: tuple[str, ...], config: Path | None, json_to: str | None) -> None:
     """Evaluate CHECKPOINT on the images in DATA/val, each counted exactly once.
 
-    CHECKPOINT is a run directory, a step-*.pt or best.pt in its checkpoints folder, a model.safetensors,
+    CHECKPOINT is a run directory (its final weights), a step-*.pt or best.pt in its checkpoints folder, a model.safetensors,
     or, with --config, weights in torchvision's format. DATA has ImageNet's layout: DATA/val/<class>/*.
     """
     from pipeline.train.standalone import Request, evaluate_file, render
@@ -161,10 +166,12 @@ def runs(root: Path, json_to: str | None) -> None:
 @click.option("--uri", help="Tracking server or store; default: the one that the run used.")
 def sync(run_dirs: Sequence[Path], uri: str | None) -> None:
     """Bring what MLflow does not have yet of the runs in RUN_DIR... into it, from their journals."""
+    from pipeline.redact import redact
     from pipeline.track.shipper import sync as ship
 
     for run_dir in run_dirs:
-        click.echo(f"{run_dir}: {ship(run_dir, uri)}")
+        found = ship(run_dir, uri)
+        click.echo(f"{run_dir}: {found.points:,} points of run {found.run_id} brought to {redact(found.uri)}")
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -191,11 +198,13 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def _fail(error: BaseException, message: str, code: int, show: bool) -> NoReturn:
     """Print the message unless another rank prints the same, and exit."""
-    same_everywhere = isinstance(error, ConfigError | Stopped | TrainingError) and os.environ.get("RANK", "0") != "0"
+    agreed = isinstance(error, Stopped | TrainingError) and os.environ.get("RANK", "0") != "0"
+    same_on_node = isinstance(error, ConfigError) and os.environ.get("LOCAL_RANK", "0") != "0"
     if show:
         traceback.print_exception(error)
-    elif message and not same_everywhere:
-        print("\n".join(f"error: {line}" for line in message.splitlines()), file=sys.stderr, flush=True)
+    elif message and not agreed and not same_on_node:
+        mark = "" if isinstance(error, Stopped) else "error: "
+        print("\n".join(f"{mark}{line}" for line in message.splitlines()), file=sys.stderr, flush=True)
     sys.exit(code)
 
 

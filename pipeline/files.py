@@ -32,5 +32,20 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+        reason = error.strerror if isinstance(error, OSError) else "write error, or no space left"
         raise UsageError(f"{path}: can't write: {reason}; free space, or choose another place") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that a user named: whole or not at all, but into what is there if that is no regular file (`/dev/stdout`).
+
+    Raises:
+        UsageError: if it can't be written.
+    """
+    if not path.is_symlink() and (path.is_file() or not path.exists()):
+        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        return
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path}: can't write: {error.strerror}; choose another place") from error

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -20,6 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.errors import PipelineError, WorldError
 
 T = TypeVar("T")
+_SIGN_OF_LIFE_S = 0.2
+"""How often those who wait for rank 0 hear of it; far below any sensible `dist.timeout_s`."""
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -49,12 +52,12 @@ class World:
         """Start adding `tensor` up in place; the returned function waits for the sum and returns it."""
         work = dist.all_reduce(tensor, async_op=True) if self.joined else None
 
-        def wait() -> Tensor:
+        def summed() -> Tensor:
             if work is not None:
                 work.wait()
             return tensor
 
-        return wait
+        return summed
 
     def barrier(self) -> None:
         """Wait until every rank has come here."""
@@ -101,16 +104,32 @@ class World:
         raise silent
 
     def main_first(self, work: Callable[[], T]) -> T:
-        """Run `work` on rank 0, then on the others, who find what it left on disk.
+        """Run `work` on rank 0, then on the others, who find what it left on disk. It may take any time.
 
         Raises:
             PipelineError: on every rank when it was raised on any, as `together` does.
         """
         if not self.joined:
             return work()
-        result = self.together(lambda: work() if self.is_main else None)
-        others = self.together(lambda: None if self.is_main else work())
-        return result if self.is_main else others  # type: ignore[return-value]
+        if self.is_main:
+            with ThreadPoolExecutor(1) as pool:
+                future = pool.submit(work)
+                while not self._agree(bool(wait([future], timeout=_SIGN_OF_LIFE_S).done)):
+                    pass
+                return self._both(future.result, after=False)
+        while not self._agree(False):
+            pass
+        return self._both(work, after=True)
+
+    def _agree(self, done: bool) -> bool:
+        """Tell all ranks whether rank 0 is done; the exchange itself is the sign that it is alive."""
+        return bool(self.sum_(torch.tensor([float(done)], device=self.device)))
+
+    def _both(self, work: Callable[[], T], after: bool) -> T:
+        """Run `work` in the first round, or in the second; leave together if it fails in either."""
+        first = self.together(lambda: None if after else work())
+        second = self.together(lambda: work() if after else None)
+        return second if after else first  # type: ignore[return-value]
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Return the model under DistributedDataParallel, or itself in a world of one.

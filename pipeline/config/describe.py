@@ -10,12 +10,15 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from pipeline.config.schema import Config
+from pipeline.redact import redact
 from pipeline.units import Duration
 
 
 def as_tree(cfg: Config) -> dict[str, Any]:
-    """Return the configuration as plain nested values, as YAML or JSON would hold them."""
+    """Return the configuration as plain nested values, as YAML or JSON would hold them, without credentials in addresses."""
     tree: dict[str, Any] = cfg.model_dump(mode="json")
+    if tree["track"]["uri"]:
+        tree["track"]["uri"] = redact(tree["track"]["uri"])
     return tree
 
 

@@ -27,11 +27,13 @@ class Source:
     problems: list[str] = field(default_factory=list)
 
     def where(self, key: str) -> str:
-        """Return the place of a key, or of the nearest group above it, or of the first key below it."""
-        while key and key not in self.origin:
-            below = next((place for k, place in self.origin.items() if k.startswith(key + ".")), None)
-            if below:
-                return below
+        """Return the place of a key, or of the nearest group above it, or of a key below it, the command line's first."""
+        while key:
+            below = [place for k, place in self.origin.items() if k.startswith(key + ".")]
+            if "command line" in below or (below and key not in self.origin):
+                return "command line" if "command line" in below else below[0]
+            if key in self.origin:
+                break
             key = key.rpartition(".")[0]
         return self.origin.get(key, "defaults")
 
@@ -103,7 +105,7 @@ def _parse(text: str, where: str, source: Source) -> tuple[Tree, dict[str, int]]
     """Return the values in YAML text and the line of each dotted key."""
     try:
         node, tree = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none; an anchor within itself
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
@@ -153,9 +155,17 @@ def _override(text: str, source: Source) -> None:
     if value[:1] in ("[", "{") or value == "null":
         try:
             parsed = yaml.safe_load(value)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):
             source.problems.append(f"command line: {key}: {value!r} is not a valid list or mapping")
             return
+    if isinstance(parsed, dict):  # a group in braces is laid over what is there, as in a file
+        for inner_key, inner in parsed.items():
+            _set(f"{key}.{inner_key}", inner, source)
+    else:
+        _set(key, parsed, source)
+
+
+def _set(key: str, value: Any, source: Source) -> None:
     target = source.tree
     *groups, last = key.split(".")
     for group in groups:
@@ -163,8 +173,9 @@ def _override(text: str, source: Source) -> None:
         if not isinstance(inner, dict):
             inner = target[group] = {}
         target = inner
-    target[last] = parsed
-    source.origin[key] = "command line"
+    target[last] = value
+    parts = key.split(".")
+    source.origin |= {".".join(parts[:n]): "command line" for n in range(min(2, len(parts)), len(parts) + 1)}
 
 
 def _explain_all(error: ValidationError, source: Source) -> list[str]:

@@ -25,6 +25,7 @@ class Plan:
     warmup_steps: int
     eval_every: int
     checkpoint_every: int
+    log_every: int
     eval_batch: int
     peak_lr: float
 
@@ -68,6 +69,7 @@ def make_plan(cfg: Config, *, world_size: int, train_images: int, val_images: in
         warmup_steps=warmup,
         eval_every=max(1, cfg.eval.every.steps(steps_per_epoch, total)),
         checkpoint_every=max(1, cfg.train.checkpoint_every.steps(steps_per_epoch, total)),
+        log_every=min(cfg.train.log_every, steps_per_epoch),
         eval_batch=cfg.eval.batch or cfg.batch.micro,
         peak_lr=cfg.optim.lr * (global_batch / cfg.optim.lr_per if cfg.optim.lr_per else 1.0),
     )
@@ -79,7 +81,8 @@ def _global_batch(cfg: Config, world_size: int) -> int:
         return micro * world_size
     micros = cfg.batch.global_ // micro
     if micros % world_size:
-        good = ", ".join(str(w) for w in range(1, micros + 1) if micros % w == 0)
+        *some, most = (str(w) for w in range(1, micros + 1) if micros % w == 0)
+        good = f"{', '.join(some)} or {most}" if some else most
         raise WorldError(
             f"batch.global: {micros} micro-batches ({cfg.batch.global_} / {micro}) can't be shared by {world_size} processes; "
             f"start {good} of them, or change batch.global or batch.micro"

@@ -21,6 +21,12 @@ Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
+def _some_time(value: Duration) -> Duration:
+    if value.value <= 0:
+        raise ValueError(f"must be longer than nothing, not {value}")
+    return value
+
+
 class Section(BaseModel):
     """A frozen group of keys that refuses unknown ones."""
 
@@ -108,6 +114,11 @@ class Eval(Section):
     """How often to evaluate in training; the end of training is always evaluated."""
     batch: Positive | None = None
     """Images a batch of each process. Null: `batch.micro`."""
+
+    @field_validator("every")
+    @classmethod
+    def _not_zero(cls, value: Duration) -> Duration:
+        return _some_time(value)
 
     @model_validator(mode="after")
     def _crop_fits(self) -> Self:
@@ -211,13 +222,18 @@ class Train(Section):
     deterministic: bool = False
     """Use only deterministic kernels, at some cost in speed on GPUs; the CPU is deterministic either way."""
     log_every: Positive = 50
-    """Steps between two lines of log and two points of the training curves."""
+    """Steps between two lines of log and two points of the training curves; an epoch has at least one."""
     checkpoint_every: Steps = Duration(1, "ep")
     """How often to save a checkpoint to resume from."""
     keep_checkpoints: Positive = 2
     """Number of newest checkpoints kept; the best is kept beside them."""
     max_time: Annotated[float, Field(gt=0)] | None = None
     """Seconds after which the training saves its state and stops with exit code 75, to be continued. Null: no limit."""
+
+    @field_validator("checkpoint_every")
+    @classmethod
+    def _not_zero(cls, value: Duration) -> Duration:
+        return _some_time(value)
 
     @field_validator("epochs")
     @classmethod

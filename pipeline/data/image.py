@@ -14,6 +14,11 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", 
 _FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP")
 
 
+# Here PIL rotates some images by their tag and DALI refuses them; in JPEG and PNG both leave the pixels as they are stored.
+_ROTATED = ("TIFF", "WEBP")
+_ORIENTATION = 0x0112
+
+
 def is_image(name: str) -> bool:
     """Tell by its name whether a file is meant as an image; hidden files are not."""
     return not name.startswith(".") and name.lower().endswith(EXTENSIONS)
@@ -26,6 +31,10 @@ def read_size(path: Path | str) -> tuple[int, int]:
         Exception: of any kind, as PIL's decoders do on broken files; `describe` puts it into words.
     """
     with Image.open(path, formats=_FORMATS) as image:
+        if image.mode in ("I", "F") or image.mode.startswith("I;"):
+            raise ValueError("has 16-bit or floating-point pixels; convert it to 8 bits")
+        if image.format in _ROTATED and image.getexif().get(_ORIENTATION, 1) != 1:
+            raise ValueError("is rotated by its orientation tag; store it upright")
         return image.size
 
 

@@ -114,7 +114,7 @@ def build(root: Path, split: str, cache: Path | None) -> Index:
 
 
 def _folder(root: Path, split: str) -> Path:
-    return root.expanduser().absolute() / split
+    return root.expanduser().resolve() / split
 
 
 def _place(folder: Path, cache: Path | None) -> Path:

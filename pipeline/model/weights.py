@@ -64,13 +64,22 @@ def load_state(path: Path) -> State:
     Raises:
         CheckpointError: if the file is missing, broken or holds no weights.
     """
+    return load_with_content(path)[0]
+
+
+def load_with_content(path: Path) -> tuple[State, Mapping[str, Any]]:
+    """Read what `load_state` reads, and all that the file holds beside it, in one go.
+
+    Raises:
+        CheckpointError: as `load_state` does.
+    """
     if path.suffix == ".safetensors":
         content: Any = _read(path, lambda: safetensors.torch.load_file(path))
     elif path.suffix in (".pt", ".pth"):
         content = _read(path, lambda: torch.load(path, map_location="cpu", weights_only=True))
     else:
         raise CheckpointError(f"{path}: weights are read from .safetensors, .pt and .pth files; give one of these")
-    return _strip(_weights(content, path))
+    return _strip(_weights(content, path)), content
 
 
 def load_metadata(path: Path) -> dict[str, str]:

@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.track.uri import redact
+from pipeline.redact import redact
 
 if TYPE_CHECKING:
     import torch

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from pipeline.errors import TrainingError, UsageError
-from pipeline.track.uri import redact
+from pipeline.redact import redact
 
 JOURNAL = "journal.jsonl"
 Record = dict[str, Any]

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from pipeline.config.schema import Track
 from pipeline.errors import PipelineError, UsageError
+from pipeline.redact import redact
 from pipeline.track.cursor import CURSOR, Cursor, Piece, pieces
 from pipeline.track.journal import JOURNAL, Record, read
 from pipeline.track.lock import FileLock
 from pipeline.track.runs import read_run
 from pipeline.track.tracker import Tracker, set_environment
-from pipeline.track.uri import redact, tracking_uri
+from pipeline.track.uri import tracking_uri
 
 __all__ = ["Shipper", "SyncResult", "sync", "tracking_uri"]
 _log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Addresses of tracking stores: which one a run uses, where a sqlite file lies, and how an address is shown.
+"""Addresses of tracking stores: which one a run uses and where a sqlite file lies.
 
 Not here: talking to a store (`pipeline.track.shipper`).
 """
@@ -10,21 +10,11 @@ from pathlib import Path
 
 from pipeline.config.schema import Track
 from pipeline.errors import ConfigError
+from pipeline.redact import redact
 
 _SQLITE = "sqlite:///"
 _VARIABLE = "MLFLOW_TRACKING_URI"
 _SCHEME = re.compile(r"^(databricks$|(databricks|https?|sqlite|postgresql|mysql|mssql)(\+\w+)?://)")
-# User and password end at the last @ before the path; a password that holds a slash itself is met by the second half.
-_USERINFO = re.compile(r"(?<=://)(?:[^/\s]*@|[^:/\s]*:[^@\s]*@)")
-_QUERY = re.compile(r"(?i)([?&](?:password|passwd|pwd|token|access_token|api_key|secret|sig|signature)=)[^&\s'\"]+")
-
-
-def redact(text: str) -> str:
-    """Return `text` with the credentials of every URI in it replaced by `***`.
-
-    User, password and the values of telling query parameters (`?token=`) go; host, path and the rest stay.
-    """
-    return _QUERY.sub(r"\1***", _USERINFO.sub("***@", text))
 
 
 def tracking_uri(track: Track, runs_root: Path, env: Mapping[str, str] = os.environ) -> str:

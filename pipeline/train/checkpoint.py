@@ -4,6 +4,7 @@ Files hold tensors and plain values only and are read with `weights_only=True`. 
 """
 
 import re
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,10 +68,12 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint; look for step-*.pt in a run's checkpoints folder")
     try:
+        if (damaged := zipfile.ZipFile(path).testzip()) is not None:  # torch.load does not look at the checksums
+            raise ValueError(f"{damaged} is damaged")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file raises almost anything: RuntimeError, EOFError, KeyError, UnpicklingError
         raise CheckpointError(
-            f"{path}: truncated or not a checkpoint; delete it to go on from an older one ({type(error).__name__})"
+            f"{path}: truncated, damaged or not a checkpoint; delete it to go on from an older one ({type(error).__name__})"
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not a checkpoint of this pipeline (format {FORMAT}); weights alone belong to `eval`")

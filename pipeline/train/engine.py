@@ -58,12 +58,19 @@ def fit(state: State, store: Store, flag: StopFlag, listener: Listener) -> None:
         while state.step < plan.total_steps:
             sums = train_step(state, stream)
             state.step += 1
-            stop = _read(state, late.push(state.step, sums, flag.asked(state.step)), listener)
+            with state.clock.measure("step_s"):  # on a GPU this is where the host waits for it
+                arrived = late.push(state.step, sums, flag.asked(state.step))
+            stop = _read(state, arrived, listener)
             if stop or _is_boundary(state):
-                stop = _read(state, late.pop(), listener) or stop
+                with state.clock.measure("step_s"):
+                    arrived = late.pop()
+                stop = _read(state, arrived, listener) or stop
                 settle(stop)
             if stop and state.step < plan.total_steps:
-                raise Stopped(f"stopped after step {state.step} of {plan.total_steps} by {flag.reason or 'another rank'}")
+                who, how = flag.reason or "another rank", f"run.dir={store.folder.parent}"
+                raise Stopped(
+                    f"stopped after step {state.step} of {plan.total_steps} by {who}; the state is saved, go on with {how}"
+                )
     state.statistics.end_training()
 
 
@@ -124,12 +131,11 @@ def _read(state: State, arrived: tuple[int, Sums] | None, listener: Listener) ->
     step, sums = arrived
     if not math.isfinite(sums.loss):
         raise TrainingError(
-            f"the loss is not finite at step {step}; lower optim.lr, lengthen schedule.warmup, "
-            "or use train.precision=fp32; the last checkpoint is intact"
+            f"the loss is not finite at step {step}; lower optim.lr, lengthen schedule.warmup, or use train.precision=fp32"
         )
     state.window += sums
     listener.on_step(state, step, sums)
-    if step % state.cfg.train.log_every == 0 or step == state.plan.total_steps:
+    if step % state.plan.log_every == 0 or step == state.plan.total_steps:
         listener.on_log(state, step, state.window)
         state.window = Sums(0, 0, 0, 0)
     return sums.stop > 0
@@ -154,6 +160,8 @@ def _evaluate(state: State, listener: Listener, val: Loader) -> bool:
     world, expected = state.world, state.plan.val_images
     with state.clock.measure("eval_s"):
         found = evaluate(state.model, val, state.normalize, world=world, expected=expected, autocast=state.autocast)
+    if not math.isfinite(found["loss"]):
+        raise TrainingError(f"the validation loss is not finite at step {state.step}; lower optim.lr, lengthen schedule.warmup")
     state.val = {"step": state.step, **found}
     better = state.val["top1"] > state.best.get("top1", -1.0)
     if better:

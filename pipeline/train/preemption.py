@@ -10,13 +10,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _SAME_REQUEST_S = 2.0
 """A launcher forwards the signal that the terminal has sent already; within this time they are one request."""
 
 
 class StopFlag:
-    """Set by the first signal, by the clock or by a file; a second signal ends the process at once."""
+    """Set by the first signal, by the clock or by a file; the same signal again ends the process at once.
+
+    Another signal does not: a scheduler's warning (USR1) is followed by its SIGTERM while the state is being saved.
+    """
 
     def __init__(self, run_dir: Path, max_time_s: float | None = None) -> None:
         self.reason = ""
@@ -28,7 +31,8 @@ class StopFlag:
 
     def __enter__(self) -> "StopFlag":
         """Install the handlers."""
-        self._before = {s: signal.signal(s, self._on_signal) for s in SIGNALS}
+        wanted = [s for s in SIGNALS if signal.getsignal(s) != signal.SIG_IGN]  # nohup ignores SIGHUP on purpose
+        self._before = {s: signal.signal(s, self._on_signal) for s in wanted}
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -38,7 +42,7 @@ class StopFlag:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if self.signal is not None and now - self._asked_at > _SAME_REQUEST_S:
+        if number == self.signal and now - self._asked_at > _SAME_REQUEST_S:
             os._exit(128 + number)
         if self.signal is None:
             self.signal, self._asked_at = number, now

@@ -11,10 +11,11 @@ from typing import Self
 
 from pipeline.config import as_tree, digest, flat
 from pipeline.errors import PipelineError, Stopped
+from pipeline.redact import redact
 from pipeline.track import identity
 from pipeline.track.journal import Journal
 from pipeline.track.shipper import Shipper
-from pipeline.track.uri import redact, tracking_uri
+from pipeline.track.uri import tracking_uri
 from pipeline.train.preemption import StopFlag
 from pipeline.train.report import Reporter
 from pipeline.train.rundir import RunDir

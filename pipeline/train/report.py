@@ -3,6 +3,7 @@
 Not here: deciding anything. Only rank 0 reports; the others have `Silent`.
 """
 
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,14 @@ from pipeline.model import weights
 from pipeline.track.journal import Journal
 from pipeline.train.metrics import Sums
 from pipeline.train.state import State
+
+
+def say(text: str) -> None:
+    """Print, and do not die of a reader that has gone (`| head`): a training is worth more than its log."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123
 
 
 class Silent:
@@ -98,7 +107,7 @@ class Reporter(Silent):
 
     def _say(self, line: str, also_on_terminal: bool = True) -> None:
         if self._bar is None:
-            print(line, flush=True)
+            say(line)
         elif also_on_terminal:
             self._bar.write(line)
 

@@ -13,10 +13,12 @@ import torch
 
 from pipeline.config import Config, make_plan, to_yaml
 from pipeline.data.loader import Dataset, Normalize, open_dataset
+from pipeline.errors import Stopped
 from pipeline.model import weights, zoo
 from pipeline.recipe import loss, optim, schedule
 from pipeline.track.lock import RunLock
 from pipeline.track.runs import read_run
+from pipeline.track.uri import tracking_uri
 from pipeline.train import checkpoint, engine, report, rundir
 from pipeline.train.batchnorm import StepStatistics
 from pipeline.train.precision import autocast_type, place
@@ -34,6 +36,7 @@ def train(cfg: Config) -> None:
         PipelineError: on every rank; its message is empty on those that need not print it.
     """
     zoo.check(cfg.model)
+    tracking_uri(cfg.track, cfg.run.root)
     with join(from_env(), backend=cfg.dist.backend, timeout_s=cfg.dist.timeout_s) as world, contextlib.ExitStack() as held:
         dataset = open_dataset(cfg, world)
         state = world.together(lambda: build(cfg, world, dataset))
@@ -93,6 +96,7 @@ def _open_run(state: State, held: contextlib.ExitStack) -> RunDir:
             return None
         path = rundir.choose(state.cfg)
         held.enter_context(RunLock(path))
+        rundir.tidy(path)
         return rundir.prepare(state.cfg, path)
 
     run = world.together(prepare)
@@ -110,17 +114,26 @@ def _resume(state: State, run: RunDir) -> None:
 
 
 def _train(state: State, run: RunDir) -> None:
+    try:
+        _fit(state, run)
+    except Stopped:
+        # Saving and closing the record take rank 0 a while, and a launcher ends all when it sees one go.
+        state.world.barrier()
+        raise
+
+
+def _fit(state: State, run: RunDir) -> None:
     cfg, store = state.cfg, checkpoint.Store(run.checkpoints, state.cfg.train.keep_checkpoints)
     with StopFlag(run.path, cfg.train.max_time) as flag:
-        if not state.world.is_main:
+        record = state.world.together(lambda: Record(state, run, flag, sys.argv) if state.world.is_main else None)
+        if record is None:
             engine.fit(state, store, flag, report.Silent())
             return
-        record = Record(state, run, flag, sys.argv)
-        print(report.opening(state, run.path), flush=True)
+        report.say(report.opening(state, run.path))
         with record:
             engine.fit(state, store, flag, record.reporter)
             _finish(state, run, record)
-        print(report.table(report.summary(state), run.path, record.whereabouts()), flush=True)
+        report.say(report.table(report.summary(state), run.path, record.whereabouts()))
 
 
 def _finish(state: State, run: RunDir, record: Record) -> None:
@@ -138,5 +151,5 @@ def _is_finished(state: State, run: RunDir) -> bool:
     finished: bool = state.world.from_main(state.world.is_main and read_run(run.path).status == "FINISHED")
     if finished and state.world.is_main:
         found = ", ".join(f"{k} {v:.2%}" for k, v in state.val.items() if k in ("top1", "top5"))
-        print(f"{run.path}: finished already at step {state.step} ({found}); start another with a new run.dir", flush=True)
+        report.say(f"{run.path}: finished already at step {state.step} ({found}); start another with a new run.dir")
     return finished

@@ -57,14 +57,20 @@ def choose(cfg: Config) -> Path:
     path = cfg.run.dir or cfg.run.root / f"{cfg.run.name or 'run'}-{stamp}"
     try:
         path.mkdir(parents=True, exist_ok=True)
-        foreign = [p.name for p in path.iterdir() if p.name not in _OURS]
+        foreign = [p.name for p in path.iterdir() if p.name not in _OURS and not p.match(".*.tmp")]
     except OSError as error:
         raise UsageError(
             f"{path}: can't make the run directory: {error.strerror}; choose another run.dir or run.root"
         ) from error
     if foreign and not (path / "run.json").is_file():
-        raise UsageError(f"{path}: holds {foreign[0]} but no run; choose a new or empty run.dir")
+        raise UsageError(f"{path}: is no run directory and not empty (it holds {foreign[0]!r}); choose a new or empty run.dir")
     return path
+
+
+def tidy(path: Path) -> None:
+    """Remove what a killed process left half-written, and a request to stop that is obeyed; the caller holds the lock."""
+    for leftover in (*path.glob(".*.tmp"), *(path / CHECKPOINTS).glob(".*.tmp"), path / "STOP"):
+        leftover.unlink(missing_ok=True)
 
 
 def prepare(cfg: Config, path: Path) -> RunDir:

@@ -84,9 +84,8 @@ def read(request: Request) -> Trained:
         state, header = weights.load_state(path), weights.load_metadata(path)
         about = header | {"class_names": json.loads(header.get("class_names", "null"))}
     else:
-        state = weights.load_state(path)
-        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        about = saved if saved.get("format") == checkpoint.FORMAT else {}
+        state, content = weights.load_with_content(path)
+        about = content if content.get("format") == checkpoint.FORMAT else {}
     if request.config is not None:
         cfg = load(request.config, request.overrides)
     elif "config" in about:
@@ -101,6 +100,8 @@ def read(request: Request) -> Trained:
 
 def _file(source: Path) -> Path:
     """Return the file to read: of a run directory the final weights, else its newest checkpoint."""
+    if not source.exists():
+        raise CheckpointError(f"{source}: no such file or directory; give a run directory or a file of weights")
     if not source.is_dir():
         return source
     if (source / WEIGHTS).is_file():

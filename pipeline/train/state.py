@@ -85,6 +85,15 @@ class State:
                     f"pass batch.global={then}" if key == "global_batch" else "use the same data and batch, or a new run.dir"
                 )
                 raise CheckpointError(f"{path}: the run was started with {key} {then}, now it is {now}; {remedy}")
+        if saved["class_names"] != list(self.dataset.classes):
+            names = sorted(set(saved["class_names"]) ^ set(self.dataset.classes))
+            raise CheckpointError(
+                f"{path}: the run was started with other classes (they differ in {', '.join(names[:3])}); use the same data"
+            )
+        if saved["step"] > self.plan.total_steps:
+            raise CheckpointError(
+                f"{path}: is at step {saved['step']}, beyond the training's {self.plan.total_steps}; raise train.epochs"
+            )
         weights.load_into(self.model, saved["model"], str(path))
         try:
             self.optimizer.load_state_dict(saved["optimizer"])
@@ -92,7 +101,8 @@ class State:
             raise CheckpointError(
                 f"{path}: made for another optimiser ({error}); use the same config or a new run.dir"
             ) from error
-        self.scaler.load_state_dict(saved["scaler"])
+        if saved["scaler"] and self.scaler.is_enabled():  # a run may go on in another precision
+            self.scaler.load_state_dict(saved["scaler"])
         self.step = saved["step"]
         self.clock, self.window = Clock(**saved["clock"]), Sums(**saved["window"])
         self.val, self.best = saved["val"], saved["best"]

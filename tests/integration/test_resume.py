@@ -1,6 +1,7 @@
 """Training that is really killed goes on as if nothing had happened."""
 
 import json
+import os
 import re
 import signal
 from collections import Counter
@@ -132,3 +133,56 @@ def test_a_run_killed_while_it_finishes_is_finished_by_the_next_start(trainer: A
     assert "going on after step 2" in trainer.run(*few)
     assert '"FINISHED"' in journal.read_text()
     assert_same(weights(run_dir), before)
+
+
+SLOW_DISK = """
+import os, time
+sync = os.fsync
+def slow(fd):
+    if ".pt." in os.readlink(f"/proc/self/fd/{fd}"):
+        time.sleep(4)
+    sync(fd)
+os.fsync = slow
+"""
+
+
+def test_ranks_wait_for_a_slow_save_before_they_leave(trainer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launcher ends all processes when it sees one go; and a scheduler's warning is followed by its SIGTERM."""
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow" / "sitecustomize.py").write_text(SLOW_DISK)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "slow"))
+    run_dir = tmp_path / "run"
+    endless = (
+        "train.epochs=9999st",
+        "schedule.warmup=4st",
+        "train.checkpoint_every=9999st",
+        "eval.every=9999st",
+        "train.log_every=1",
+    )
+    process = trainer.start(*endless, f"run.dir={run_dir}", world=2)
+    trainer.until(process, lambda line: "step" in line and "loss" in line)
+    for pid in workers(process.pid):
+        os.kill(pid, signal.SIGUSR1)
+    trainer.until(process, lambda line: "stopped after step" in line)
+    process.wait()
+    assert [p.suffix for p in (run_dir / "checkpoints").iterdir()] == [".pt"]
+    assert '"SCHEDULED"' in (run_dir / "journal.jsonl").read_text().splitlines()[-1]
+
+
+def workers(agent: int) -> list[int]:
+    """The processes that torchrun has started."""
+    stats = [p.read_text().rpartition(")")[2].split() + [p.parent.name] for p in Path("/proc").glob("[0-9]*/stat")]
+    found = [int(fields[-1]) for fields in stats if int(fields[1]) == agent]
+    return [pid for pid in found if b"pipeline" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def test_a_request_that_was_obeyed_does_not_stop_the_next_start(trainer: Any, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    process = trainer.start(*STEPS, f"run.dir={run_dir}")
+    trainer.until(process, step_reached(3))
+    (run_dir / "STOP").touch()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, output
+    (run_dir / "checkpoints" / ".step-000000009.pt.1.tmp").write_text("half")
+    trainer.run(*STEPS, f"run.dir={run_dir}")
+    assert not list(run_dir.rglob("*.tmp")) and not (run_dir / "STOP").exists()

@@ -147,3 +147,32 @@ def test_digest_ignores_what_does_not_change_learning() -> None:
     a = digest(load(None, ["run.name=a", "track.enabled=false"]))
     assert a == digest(load(None, ["run.name=b"]))
     assert a != digest(load(None, ["seed=1"]))
+
+
+@pytest.mark.parametrize("text", ["data: {root: 2020-13-45}", "run: &r {name: *r}"])
+def test_yaml_that_breaks_the_reader(tmp_path: Path, text: str) -> None:
+    (line,) = problems(write(tmp_path / "c.yaml", text))
+    assert "c.yaml" in line and "not valid YAML" in line
+
+
+def test_a_group_in_braces_is_laid_over_the_files(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.yaml", "optim: {momentum: 0.5, lr: 2}\n")
+    cfg = load(path, ["optim={lr: 1}"])
+    assert (cfg.optim.lr, cfg.optim.momentum) == (1.0, 0.5)
+
+
+def test_an_override_that_goes_too_deep_is_blamed_on_the_command_line(tmp_path: Path) -> None:
+    (line,) = problems(write(tmp_path / "c.yaml", "optim: {lr: 2}\n"), ["optim.lr.foo=1"])
+    assert line.startswith("command line: optim.lr: ")
+
+
+@pytest.mark.parametrize("override", ["eval.every=0ep", "train.checkpoint_every=0%"])
+def test_a_length_of_nothing_is_refused(override: str) -> None:
+    (line,) = problems(None, [override])
+    assert "longer than nothing" in line
+
+
+def test_credentials_in_addresses_are_not_shown() -> None:
+    cfg = load(None, ["track.uri=https://bob:s3cr3t@host/path"])
+    assert "s3cr3t" not in to_yaml(cfg) and "host/path" in to_yaml(cfg)
+    assert cfg.track.uri == "https://bob:s3cr3t@host/path"

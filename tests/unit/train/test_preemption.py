@@ -42,6 +42,7 @@ p._SAME_REQUEST_S = 0.0
 with p.StopFlag(pathlib.Path({str(tmp_path)!r})) as flag:
     os.kill(os.getpid(), signal.SIGTERM)
     assert flag.asked(1)
+    os.kill(os.getpid(), signal.SIGUSR1)  # another signal is no second request
     os.kill(os.getpid(), signal.SIGTERM)
     print("still here")
 """

@@ -44,7 +44,7 @@ def test_what_changes_learning_is_refused_by_name(tmp_path: Path, change: str) -
 
 def test_directories_that_hold_something_else(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(UsageError, match=r"thesis.tex but no run"):
+    with pytest.raises(UsageError, match=r"not empty \(it holds 'thesis.tex'\)"):
         rundir.choose(cfg(f"run.dir={tmp_path}"))
     with pytest.raises(UsageError, match="can't make the run directory"):
         rundir.choose(cfg(f"run.dir={tmp_path / 'thesis.tex' / 'run'}"))
