@@ -5,7 +5,10 @@ The only module that touches torch.distributed or reads RANK and SLURM_* from th
 
 import json
 import os
+import re
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,11 +18,18 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.errors import PipelineError, WorldError
+from pipeline.errors import PeerLost, PipelineError, WorldError
 
 T = TypeVar("T")
+_LOST = re.compile(r"(?i)timed? ?out|timeout|connection|broken pipe|gloo|nccl|socket")
+_ANSWER_S = {True: 10.0, False: 3.0}
+"""Seconds that a roll call waits for the others: after a time-out, and after a connection that was closed."""
+_PORTS = (15000, 5000)  # below those that Linux hands out by itself, and beside those of `launch`
+_SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_JOB_ID", "SLURM_STEP_NODELIST")
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -33,6 +43,8 @@ class World:
     local_size: int = 1
     device: torch.device = torch.device("cpu")
     joined: bool = False
+    address: str = ""
+    store: Any = None
 
     @property
     def is_main(self) -> bool:
@@ -112,6 +124,20 @@ class World:
         others = self.together(lambda: None if self.is_main else work())
         return result if self.is_main else others  # type: ignore[return-value]
 
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Turn a collective that failed in the `with` block into an error that names the ranks that fell silent.
+
+        Raises:
+            PeerLost: on every rank that is left; only the first of them carries the message.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if not self.joined or not _LOST.search(str(error)):
+                raise
+            raise PeerLost(_roll_call(self, error)) from error
+
     def wrap(self, model: nn.Module) -> nn.Module:
         """Return the model under DistributedDataParallel, or itself in a world of one.
 
@@ -124,15 +150,14 @@ class World:
 
 
 def from_env(env: Mapping[str, str] = os.environ) -> World:
-    """Tell this process's place from torchrun's variables, or return a world of one where there are none.
+    """Tell this process's place from torchrun's variables, else from srun's, else be a world of one.
 
     Raises:
-        WorldError: if the variables are half set or contradict each other, or under an `srun` of several tasks.
+        WorldError: if the variables are half set or contradict each other.
     """
     found = [name for name in _TORCHRUN if name in env]
     if not {"RANK", "WORLD_SIZE"} & set(found):
-        _refuse_bare_srun(env)
-        return World(device=_device(0))
+        return _from_slurm(env) if "SLURM_STEP_ID" in env else World(device=_device(0))
     missing = [name for name in _TORCHRUN if name not in env]
     if missing:
         raise WorldError(
@@ -147,20 +172,49 @@ def from_env(env: Mapping[str, str] = os.environ) -> World:
     return World(rank, size, local_rank, local_size, _device(local_rank))
 
 
+def _from_slurm(env: Mapping[str, str]) -> World:
+    """Tell this process's place among the tasks of one srun. Source: srun(1), output environment variables."""
+    if env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS", "1")) == "1":
+        return World(device=_device(0))
+    missing = [name for name in _SLURM if name not in env]
+    if missing:
+        raise WorldError(f"environment: SLURM_STEP_ID set but not {', '.join(missing)}; start with srun, or unset it")
+    rank, size, local_rank, node = (_whole(env, name) for name in _SLURM[:4])
+    if not (0 <= rank < size and 0 <= local_rank <= rank):
+        raise WorldError(
+            f"environment: SLURM_PROCID={rank}, SLURM_STEP_NUM_TASKS={size}, SLURM_LOCALID={local_rank} "
+            "contradict each other; start with srun"
+        )
+    per_node = _tasks_per_node(env.get("SLURM_STEP_TASKS_PER_NODE", "1"))
+    local_size = per_node[node] if node < len(per_node) else 1
+    # With --gpus-per-task each task sees its own GPU alone, and that is number 0.
+    bound = "SLURM_GPUS_PER_TASK" in env or "SLURM_GPU_BIND" in env
+    return World(rank, size, local_rank, local_size, _device(0 if bound else local_rank), address=_meeting_point(env))
+
+
+def _tasks_per_node(text: str) -> list[int]:
+    """Expand `2(x3),1` to 2, 2, 2, 1."""
+    found = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
+    return [int(n) for n, times in found for _ in range(int(times or 1))]
+
+
+def _meeting_point(env: Mapping[str, str]) -> str:
+    """Return HOST:PORT of rank 0: the step's first node, at a port that its other steps and jobs don't use."""
+    first = re.sub(r"\[(\d+).*", r"\1", env["SLURM_STEP_NODELIST"].split(",")[0])
+    try:
+        socket.getaddrinfo(first, None)
+    except OSError:  # nodes that are not hosts by name: srun in a batch script runs on the first of them
+        first = env.get("SLURM_LAUNCH_NODE_IPADDR", first)
+    start, many = _PORTS
+    port = start + (_whole(env, "SLURM_JOB_ID") * 31 + _whole(env, "SLURM_STEP_ID")) % many
+    return f"{env.get('MASTER_ADDR', first)}:{env.get('MASTER_PORT', port)}"
+
+
 def _whole(env: Mapping[str, str], name: str) -> int:
     try:
         return int(env[name])
     except ValueError as error:
         raise WorldError(f"environment: {name}={env[name]!r} is not a whole number; start with torchrun") from error
-
-
-def _refuse_bare_srun(env: Mapping[str, str]) -> None:
-    """Keep the tasks of one srun from each training alone, in one another's way."""
-    if env.get("SLURM_NTASKS", "1") != "1" and "SLURM_PROCID" in env and "SLURM_STEP_ID" in env:
-        raise WorldError(
-            f"environment: srun started {env['SLURM_NTASKS']} tasks, but they would train apart; "
-            "start one task a node that runs torchrun --nnodes=$SLURM_NNODES"
-        )
 
 
 def _device(local_rank: int) -> torch.device:
@@ -185,22 +239,29 @@ def join(world: World, *, backend: str = "auto", timeout_s: float = 300) -> Iter
         yield world
         return
     chosen = backend if backend != "auto" else ("nccl" if world.device.type == "cuda" else "gloo")
-    _init(world, chosen, timeout_s)
-    yield replace(world, joined=True)
+    joined = _init(world, chosen, timeout_s)
+    with joined.watched():
+        yield joined
     # Not after an error: a rank that has failed alone must not wait for the others, but exit, which they notice.
     dist.destroy_process_group()
 
 
-def _init(world: World, backend: str, timeout_s: float) -> None:
-    address = f"{os.environ.get('MASTER_ADDR', '')}:{os.environ.get('MASTER_PORT', '')}"
+def _init(world: World, backend: str, timeout_s: float) -> World:
+    """Form the process group; return the joined world."""
+    address = world.address or f"{os.environ.get('MASTER_ADDR', '')}:{os.environ.get('MASTER_PORT', '')}"
     if backend == "nccl" and world.device.type != "cuda":
         raise WorldError("dist.backend: nccl needs GPUs and this process has none; use dist.backend=gloo")
+    timeout = timedelta(seconds=timeout_s)
+    method = f"tcp://{world.address}" if world.address else "env://"
     try:
+        store, _, _ = next(rendezvous(method, world.rank, world.size, timeout=timeout))
+        store.set(_host_key(world.rank), socket.gethostname())
         dist.init_process_group(
             backend,
-            timeout=timedelta(seconds=timeout_s),
+            timeout=timeout,
             rank=world.rank,
             world_size=world.size,
+            store=PrefixStore("default_pg", store),
             device_id=world.device if backend == "nccl" else None,
         )
     except (RuntimeError, ValueError, OSError) as error:
@@ -213,3 +274,53 @@ def _init(world: World, backend: str, timeout_s: float) -> None:
             f"{address}: rank {world.rank} of {world.size} could not join within {timeout_s:g} s "
             f"(host {socket.gethostname()}): {text.splitlines()[0]}"
         ) from error
+    return replace(world, joined=True, address=address, store=store)
+
+
+def _host_key(rank: int) -> str:
+    return f"host/{rank}"
+
+
+def _roll_call(world: World, error: RuntimeError) -> str:
+    """Ask who is left, and return what happened to whom; empty on all ranks that are left but the first.
+
+    Whoever failed says so in the store. The group is left first: that wakes those who wait for this rank.
+    """
+    patience_s = _ANSWER_S["timed out" in str(error).lower() or "timeout" in str(error).lower()]
+    answers: dict[int, str] = {}
+    # In a thread: where the network is cut, the store never answers.
+    asking = threading.Thread(target=_ask, args=(world, patience_s, answers), daemon=True)
+    asking.start()
+    if world.device.type == "cpu":
+        dist.destroy_process_group()
+    asking.join(patience_s + 5)
+    what = str(error).splitlines()[0][:160]
+    silent = {rank: host for rank, host in answers.items() if host}
+    if not answers:
+        return (
+            f"rank {world.rank} (host {socket.gethostname()}) lost the others and can't reach {world.address}: "
+            f"the network between them is cut, or the host there is gone ({what}); the last checkpoint is intact"
+        )
+    if any(not host for rank, host in answers.items() if rank < world.rank):
+        return ""
+    named = ", ".join(f"rank {rank} (host {host})" for rank, host in silent.items()) or "no rank"
+    return (
+        f"{named} answered no more: killed, stuck, or cut off ({what}); look at that host; "
+        "dist.timeout_s is how long a silent rank is waited for; the last checkpoint is intact"
+    )
+
+
+def _ask(world: World, patience_s: float, answers: dict[int, str]) -> None:
+    """Fill `answers` with an empty text for each rank that says that it is left, and with its host for the others."""
+    store, deadline = world.store, time.monotonic() + patience_s
+    try:
+        store.set_timeout(timedelta(seconds=patience_s))
+        store.set(f"left/{world.rank}", "")
+        missing = set(range(world.size)) - {world.rank}
+        while missing and time.monotonic() < deadline:
+            missing = {rank for rank in missing if not store.check([f"left/{rank}"])}
+            time.sleep(0.05)
+        hosts = {rank: store.get(_host_key(rank)).decode() for rank in sorted(missing)}
+        answers.update({rank: hosts.get(rank, "") for rank in range(world.size)})
+    except RuntimeError:  # the store is gone with its host
+        return
