@@ -79,8 +79,8 @@ def run(group: Group, arguments: Sequence[str], on_signal: Callable[[int], None]
 
 def _config(group: Group, address: str | None) -> LaunchConfig:
     configs: dict[str, object] = {"timeout": group.join_timeout_s}
-    if group.is_host is not None:
-        configs["is_host"] = group.is_host
+    if group.max_nodes > 1:  # torch would compare host names, which several addresses may have
+        configs["is_host"] = network.is_here(group.endpoint) if group.is_host is None else group.is_host
     return LaunchConfig(
         min_nodes=group.min_nodes,
         max_nodes=group.max_nodes,

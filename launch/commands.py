@@ -144,15 +144,16 @@ def cancel(runs: tuple[str, ...], root: Path) -> None:
 @click.argument("run")
 @click.option("--root", type=_FILE, default="runs", show_default=True, help="Folder of run directories.")
 @click.option("--exclude", help="Nodes to keep off, such as node7,node9.")
+@click.option("--exclude-failed", is_flag=True, help="Keep off the nodes that the last job found unfit.")
 @click.option("--time", help="Another time limit.")
 @json_option
-def resubmit(run: str, root: Path, exclude: str | None, time: str | None, json_to: str | None) -> None:
+def resubmit(run: str, root: Path, json_to: str | None, **asked: Any) -> None:
     """Submit RUN again, as it was; it goes on where it stopped."""
     from launch import control
     from launch.slurm import render
 
     (found,) = control.find((run,), root)
-    again = control.resubmit(found, {"exclude": exclude, "time": time})
+    again = control.resubmit(found, asked)
     emit(again, json_to, lambda: render(again))
 
 
@@ -198,6 +199,25 @@ def sweep(config: Path, values: tuple[str, ...], dry_run: bool, json_to: str | N
     sys.exit(max(codes.values(), default=0))
 
 
-COMMANDS = (sweep, slurm, status, logs, cancel, resubmit)
+@click.command(epilog=OVERRIDES)
+@click.argument("config", type=_FILE)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--partition", help="Only this partition's settings.")
+@click.option("--nodes", type=click.IntRange(1), default=1, show_default=True, help="Nodes that are to train together.")
+@json_option
+def preflight(config: Path, overrides: tuple[str, ...], partition: str | None, nodes: int, json_to: str | None) -> None:
+    """Check that the training CONFIG can run here: data, disk, tracker, GPUs, and the cluster's requeue settings.
+
+    Each job checks its own nodes at its start, and names those that are unfit.
+    """
+    from launch import preflight as work
+    from pipeline.config import load
+
+    found = work.run(load(config, overrides), partition, nodes)
+    emit(work.as_json(found), json_to, lambda: work.render(found))
+    sys.exit(1 if any(one.state == "failed" for one in found) else 0)
+
+
+COMMANDS = (preflight, sweep, slurm, status, logs, cancel, resubmit)
 if __name__ == "__main__":
     sys.exit("use python -m launch")

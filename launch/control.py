@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launch import requeue, scontrol, slurm
+from launch import preflight, requeue, scontrol, slurm
 from launch.job import mark_killed
 from launch.options import Options
 from launch.snapshot import Folder
@@ -137,14 +137,20 @@ def cancel(folder: Folder) -> str:
     return f"job {job.job_id} for {slurm.shown(folder.run_dir)} is cancelled; go on with python -m launch resubmit"
 
 
-def resubmit(folder: Folder, changes: Mapping[str, str | None]) -> dict[str, Any]:
+def resubmit(folder: Folder, asked: Mapping[str, Any]) -> dict[str, Any]:
     """Submit a run again, with the code and configuration of its snapshot; return the submission.
 
     Raises:
         PipelineError: if a job or a process has the run, or SLURM refuses.
     """
     before = folder.read()
-    given = {k: v for k, v in changes.items() if v is not None}
+    given = {k: asked[k] for k in ("exclude", "time") if asked[k]}
+    if asked["exclude_failed"]:
+        unfit = [
+            *preflight.failed_nodes(folder),
+            *(part for part in [given.get("exclude") or before["options"]["exclude"]] if part),
+        ]
+        given["exclude"] = ",".join(unfit) or None
     options = Options.model_validate(before["options"] | given)
     slurm.check(options)
     lock = FileLock(folder.path / "submit.lock")

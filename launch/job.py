@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch import requeue, scontrol
+from launch import preflight, requeue, scontrol
 from launch.options import Options
 from launch.snapshot import Folder
+from pipeline.config import load
 from pipeline.errors import PipelineError, Stopped, UsageError
 from pipeline.track.identity import TAGS
 from pipeline.track.journal import JOURNAL, Journal, read
@@ -46,6 +47,11 @@ def _run(folder: Folder) -> int:
     first = os.environ.get("SLURM_PROCID", "0") == "0"
     if first:
         _count(folder, submission)
+    checks = folder.path / "nodes" / "{job}-{restart}".format(**requeue.attempt())
+    if os.environ.get("SLURM_LOCALID", "0") == "0":
+        preflight.report(load(folder.config), checks)
+    if first:
+        preflight.compare(checks, options.nodes)
     os.environ[TAGS] = json.dumps(submission["tags"] | _tags(folder))
     arguments = [str(folder.config)]
     code = _alone(arguments) if options.task_per == "gpu" else _agent(folder, submission, options, arguments)

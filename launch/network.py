@@ -43,6 +43,17 @@ def own_address(endpoint: str) -> str:
         ) from error
 
 
+def is_here(endpoint: str) -> bool:
+    """Return whether the host of `HOST:PORT` is this node.
+
+    Raises:
+        UsageError: if the host has no address or there is no way to it.
+    """
+    host, port = split(endpoint)
+    own = own_address(endpoint)
+    return own in {place[0] for _, _, _, _, place in socket.getaddrinfo(host, port)}
+
+
 def interface_of(address: str) -> str:
     """Return the name of the interface that has an IPv4 address, else `lo`."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:

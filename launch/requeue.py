@@ -71,7 +71,7 @@ def decide(folder: Folder, code: int) -> tuple[int, str]:
     if attempt().items() <= found.items():
         if found["code"] == Stopped.exit_code:
             return Stopped.exit_code, found["reason"] or "stopped before the training began"
-        code = code or found["code"]
+        return code or found["code"], ""
     return code, f"a task was killed (srun ended with {code})" if code > 128 else ""
 
 
