@@ -25,7 +25,6 @@ def test_a_dry_run_says_all_and_writes_nothing(digits: Path, tmp_path: Path) -> 
         "time": "1:30:00",
         "partition": "p",
         "setup": ("module load x",),
-        "set": {"nice": "5"},
     }
     more = {
         "set": {"nice": "5"},
