@@ -216,7 +216,8 @@ def _setup(options: Options, folder: Folder) -> list[str]:
 
 
 def _teardown(options: Options, folder: Folder) -> list[str]:
-    python = options.python or shlex.quote(sys.executable)
+    # The batch shell is outside the container, where the interpreter is the one that submits.
+    python = (None if options.container_image else options.python) or shlex.quote(sys.executable)
     return [f'{python} -m launch.requeue {shlex.quote(str(folder.run_dir))} "$?"']
 
 

@@ -49,6 +49,11 @@ class Hosts:
     def cut(self) -> None:
         ip("-n", self.names[1], "link", "set", "cable", "down")
 
+    def inside(self, host: int) -> list[int]:
+        """The processes on one host."""
+        command = ["ip", "netns", "pids", self.names[host]]
+        return [int(p) for p in subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()]
+
     def start(self, host: int, arguments: list[str]) -> subprocess.Popen[str]:
         command = ["ip", "netns", "exec", self.names[host], sys.executable, "-u", *arguments]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
@@ -59,11 +64,10 @@ class Hosts:
         return process
 
     def remove(self) -> None:
-        for name in self.names:
-            inside = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=False).stdout
-            for pid in inside.split():
+        for host, name in enumerate(self.names):
+            for pid in self.inside(host):
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(pid), signal.SIGKILL)
+                    os.kill(pid, signal.SIGKILL)
             ip("netns", "del", name)
         for process in self.started:
             process.wait()
@@ -118,9 +122,13 @@ def until(met: Any, what: str, both: Both) -> None:
 
 
 def assert_same(a: Path, b: Path) -> None:
+    """The same weights up to rounding: the number of processes changes what is added up first."""
     one, other = load_file(a / "model.safetensors"), load_file(b / "model.safetensors")
     assert one.keys() == other.keys()
-    assert all((one[name] - other[name]).abs().max() <= 1e-9 * one[name].abs().max() for name in one)
+    far = {
+        name: float((one[name] - other[name]).abs().max() / one[name].abs().max()) for name in one if "num_batches" not in name
+    }
+    assert max(far.values()) <= 1e-6, far
 
 
 @pytest.fixture(scope="module")
@@ -148,9 +156,7 @@ def test_a_killed_worker_on_either_host(hosts: Hosts, trainer: Any, calm: Path, 
 def test_a_killed_agent_leaves_the_other_host_to_go_on(hosts: Hosts, trainer: Any, calm: Path, tmp_path: Path) -> None:
     both = Both.start(hosts, trainer, tmp_path / "run", "1:2")
     until(lambda: both.step() >= 60, "step 60", both)
-    doomed = [both.processes[1].pid, *both.workers(1)]
-    inside = subprocess.run(["ip", "netns", "pids", hosts.names[1]], capture_output=True, text=True, check=True).stdout
-    for pid in {*doomed, *map(int, inside.split())}:
+    for pid in hosts.inside(1):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     until(lambda: both.processes[0].poll() is not None, "the other host to end", both)
