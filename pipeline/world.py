@@ -7,8 +7,6 @@ import json
 import os
 import re
 import socket
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,12 +20,12 @@ from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from pipeline import rollcall
 from pipeline.errors import PeerLost, PipelineError, WorldError
+from pipeline.rollcall import Roll
 
 T = TypeVar("T")
 _LOST = re.compile(r"(?i)timed? ?out|timeout|connection|broken pipe|gloo|nccl|socket")
-_ANSWER_S = {True: 10.0, False: 3.0}
-"""Seconds that a roll call waits for the others: after a time-out, and after a connection that was closed."""
 _PORTS = (15000, 5000)  # below those that Linux hands out by itself, and beside those of `launch`
 _SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_JOB_ID", "SLURM_STEP_NODELIST")
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -35,7 +33,10 @@ _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 @dataclass(frozen=True)
 class World:
-    """One process among `size`; a world of any rank and size can be made for tests of what depends on them."""
+    """One process among `size`; a world of any rank and size can be made for tests of what depends on them.
+
+    `address` is HOST:PORT of rank 0 where torch doesn't find it in the environment (srun); a joined world has a `roll`.
+    """
 
     rank: int = 0
     size: int = 1
@@ -44,7 +45,7 @@ class World:
     device: torch.device = torch.device("cpu")
     joined: bool = False
     address: str = ""
-    store: Any = None
+    roll: Roll | None = None
 
     @property
     def is_main(self) -> bool:
@@ -134,9 +135,10 @@ class World:
         try:
             yield
         except RuntimeError as error:
-            if not self.joined or not _LOST.search(str(error)):
+            if self.roll is None or not _LOST.search(str(error)):
                 raise
-            raise PeerLost(_roll_call(self, error)) from error
+            leave = dist.destroy_process_group if self.device.type == "cpu" else lambda: None
+            raise PeerLost(rollcall.call(self.roll, error, leave)) from error
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Return the model under DistributedDataParallel, or itself in a world of one.
@@ -255,7 +257,8 @@ def _init(world: World, backend: str, timeout_s: float) -> World:
     method = f"tcp://{world.address}" if world.address else "env://"
     try:
         store, _, _ = next(rendezvous(method, world.rank, world.size, timeout=timeout))
-        store.set(_host_key(world.rank), socket.gethostname())
+        roll = Roll(world.rank, world.size, store, address)
+        rollcall.sign_in(roll)
         dist.init_process_group(
             backend,
             timeout=timeout,
@@ -274,53 +277,4 @@ def _init(world: World, backend: str, timeout_s: float) -> World:
             f"{address}: rank {world.rank} of {world.size} could not join within {timeout_s:g} s "
             f"(host {socket.gethostname()}): {text.splitlines()[0]}"
         ) from error
-    return replace(world, joined=True, address=address, store=store)
-
-
-def _host_key(rank: int) -> str:
-    return f"host/{rank}"
-
-
-def _roll_call(world: World, error: RuntimeError) -> str:
-    """Ask who is left, and return what happened to whom; empty on all ranks that are left but the first.
-
-    Whoever failed says so in the store. The group is left first: that wakes those who wait for this rank.
-    """
-    patience_s = _ANSWER_S["timed out" in str(error).lower() or "timeout" in str(error).lower()]
-    answers: dict[int, str] = {}
-    # In a thread: where the network is cut, the store never answers.
-    asking = threading.Thread(target=_ask, args=(world, patience_s, answers), daemon=True)
-    asking.start()
-    if world.device.type == "cpu":
-        dist.destroy_process_group()
-    asking.join(patience_s + 5)
-    what = str(error).splitlines()[0][:160]
-    silent = {rank: host for rank, host in answers.items() if host}
-    if not answers:
-        return (
-            f"rank {world.rank} (host {socket.gethostname()}) lost the others and can't reach {world.address}: "
-            f"the network between them is cut, or the host there is gone ({what}); the last checkpoint is intact"
-        )
-    if any(not host for rank, host in answers.items() if rank < world.rank):
-        return ""
-    named = ", ".join(f"rank {rank} (host {host})" for rank, host in silent.items()) or "no rank"
-    return (
-        f"{named} answered no more: killed, stuck, or cut off ({what}); look at that host; "
-        "dist.timeout_s is how long a silent rank is waited for; the last checkpoint is intact"
-    )
-
-
-def _ask(world: World, patience_s: float, answers: dict[int, str]) -> None:
-    """Fill `answers` with an empty text for each rank that says that it is left, and with its host for the others."""
-    store, deadline = world.store, time.monotonic() + patience_s
-    try:
-        store.set_timeout(timedelta(seconds=patience_s))
-        store.set(f"left/{world.rank}", "")
-        missing = set(range(world.size)) - {world.rank}
-        while missing and time.monotonic() < deadline:
-            missing = {rank for rank in missing if not store.check([f"left/{rank}"])}
-            time.sleep(0.05)
-        hosts = {rank: store.get(_host_key(rank)).decode() for rank in sorted(missing)}
-        answers.update({rank: hosts.get(rank, "") for rank in range(world.size)})
-    except RuntimeError:  # the store is gone with its host
-        return
+    return replace(world, joined=True, roll=roll)

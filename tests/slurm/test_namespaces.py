@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,12 +29,12 @@ class Hosts:
     """Two namespaces with the addresses 10.77.0.1 and 10.77.0.2 at the ends of one cable."""
 
     names: tuple[str, str]
+    folder: Path
     started: list[subprocess.Popen[str]] = field(default_factory=list)
-    said: dict[int, list[str]] = field(default_factory=dict)
 
     @classmethod
-    def make(cls) -> "Hosts":
-        found = cls((f"left{os.getpid()}", f"right{os.getpid()}"))
+    def make(cls, folder: Path) -> "Hosts":
+        found = cls((f"left{os.getpid()}", f"right{os.getpid()}"), folder)
         for name in found.names:
             ip("netns", "add", name)
         left, right = found.names
@@ -56,12 +55,13 @@ class Hosts:
 
     def start(self, host: int, arguments: list[str]) -> subprocess.Popen[str]:
         command = ["ip", "netns", "exec", self.names[host], sys.executable, "-u", *arguments]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
-        lines = self.said.setdefault(host, [])
-        assert process.stdout is not None
-        threading.Thread(target=lines.extend, args=(process.stdout,), daemon=True).start()
+        with self.log(host).open("w") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log, text=True, start_new_session=True)
         self.started.append(process)
         return process
+
+    def log(self, host: int) -> Path:
+        return self.folder / f"host{host}.log"
 
     def remove(self) -> None:
         for host, name in enumerate(self.names):
@@ -74,9 +74,9 @@ class Hosts:
 
 
 @pytest.fixture
-def hosts() -> Iterator[Hosts]:
+def hosts(tmp_path: Path) -> Iterator[Hosts]:
     assert os.geteuid() == 0 and shutil.which("ip"), "needs root and iproute2"
-    found = Hosts.make()
+    found = Hosts.make(tmp_path)
     yield found
     found.remove()
 
@@ -111,7 +111,7 @@ class Both:
         return [int(p) for p in inside.split() if b"launch.worker" in Path(f"/proc/{p}/cmdline").read_bytes().split(b"\0")]
 
     def log(self) -> str:
-        return "\n".join(f"host {n}: {''.join(lines)}" for n, lines in self.hosts.said.items())
+        return "\n".join(f"host {n}: {self.hosts.log(n).read_text()}" for n in (0, 1))
 
 
 def until(met: Any, what: str, both: Both) -> None:

@@ -3,7 +3,7 @@
 import ast
 from pathlib import Path
 
-LEVELS = ["errors", "units", "files", "config", "world", "track", "data", "model", "recipe", "train", "__main__"]
+LEVELS = ["errors", "units", "files", "config", "rollcall", "world", "track", "data", "model", "recipe", "train", "__main__"]
 MAY = {"data": {"data"}, "model": {"model"}, "recipe": {"recipe"}, "track": {"track"}}
 ONLY = {
     "nvidia": {"pipeline/data/dali.py"},
