@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
+from pipeline.compare.commands import compare
 from pipeline.errors import ConfigError, PipelineError, Stopped, TrainingError
 
 _FILE = click.Path(path_type=Path)
@@ -172,6 +173,9 @@ def sync(run_dirs: Sequence[Path], uri: str | None) -> None:
     for run_dir in run_dirs:
         found = ship(run_dir, uri)
         click.echo(f"{run_dir}: {found.points:,} points of run {found.run_id} brought to {redact(found.uri)}")
+
+
+cli.add_command(compare)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

@@ -261,6 +261,8 @@ class Track(Section):
     """MLflow tracking server or store. Null: `$MLFLOW_TRACKING_URI`, else a sqlite database `mlflow.db` beside the runs."""
     experiment: str = "default"
     """MLflow experiment that the run belongs to."""
+    tags: dict[str, str] = {}
+    """Tags of the run to find and group it by, such as `track.tags.group=wide`; `compare tag:group=wide` takes all of them."""
     drain_s: Annotated[float, Field(ge=0)] = 60
     """Seconds that the end of a run waits for the tracking server to take what is left; `sync` ships the rest later."""
 

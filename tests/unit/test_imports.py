@@ -3,7 +3,21 @@
 import ast
 from pathlib import Path
 
-LEVELS = ["errors", "units", "redact", "files", "config", "world", "track", "data", "model", "recipe", "train", "__main__"]
+LEVELS = [
+    "errors",
+    "units",
+    "redact",
+    "files",
+    "config",
+    "world",
+    "track",
+    "data",
+    "model",
+    "recipe",
+    "train",
+    "compare",
+    "__main__",
+]
 MAY = {"data": {"data"}, "model": {"model"}, "recipe": {"recipe"}, "track": {"track"}}
 ONLY = {
     "nvidia": {"pipeline/data/dali.py"},
