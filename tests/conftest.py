@@ -33,6 +33,7 @@ TINY = (
     "batch.micro=8",
     "eval.batch=64",
     "track.enabled=false",
+    "track.pictures=false",
 )
 """A training that takes milliseconds a step."""
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import UsageError
+from pipeline.track.curves import Points, add
 from pipeline.track.journal import JOURNAL, Record, read
 from pipeline.track.lock import in_use
 
@@ -102,9 +103,6 @@ def read_journal(run_dir: Path) -> RunData:
     )
 
 
-Points = dict[str, tuple[list[int], list[float]]]
-
-
 def curves(points: Points) -> dict[str, Curve]:
     """Return lists of steps and values as arrays."""
     return {key: Curve(np.array(steps, np.float64), np.array(values, np.float64)) for key, (steps, values) in points.items()}
@@ -121,7 +119,7 @@ class _Found:
 
     def take(self, record: Record) -> None:
         if record["kind"] == "metrics":
-            _add(self.points, record)
+            add(self.points, record)
         elif record["kind"] == "status":
             self.status = record["status"]
         elif record["kind"] == "run":
@@ -136,12 +134,3 @@ def _collect(journal: Path) -> _Found:
     for record, _ in read(journal):
         found.take(record)
     return found
-
-
-def _add(points: Points, record: Record) -> None:
-    step = record["step"]
-    for key, value in record["values"].items():
-        steps, values = points.setdefault(key, ([], []))
-        if not steps or step > steps[-1]:
-            steps.append(step)
-            values.append(float(value))

@@ -263,6 +263,10 @@ class Track(Section):
     """MLflow experiment that the run belongs to."""
     tags: dict[str, str] = {}
     """Tags of the run to find and group it by, such as `track.tags.group=wide`; `compare tag:group=wide` takes all of them."""
+    system_every_s: Annotated[float, Field(gt=0)] | None = 10
+    """Seconds between two samples of processor, memory, disk, network and GPUs on each node. Null: none."""
+    pictures: bool = True
+    """Keep pictures with the run: the first training batch, curves, the confusion matrix, the worst validation errors."""
     drain_s: Annotated[float, Field(ge=0)] = 60
     """Seconds that the end of a run waits for the tracking server to take what is left; `sync` ships the rest later."""
 

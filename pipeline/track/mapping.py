@@ -50,6 +50,11 @@ def tags(record: Record, run_dir: Path) -> dict[str, str]:
     return {key: _text(value)[:_TAG_LENGTH] for key, value in found.items()}
 
 
+def counts(dataset: Mapping[str, Any]) -> dict[str, int]:
+    """Return what a data set's profile in MLflow says of it."""
+    return {"num_rows": dataset["images"], "num_classes": dataset["classes"]}
+
+
 def _text(value: Any) -> str:
     """Return text as it is and other values as the configuration files write them: `true`, `null`, `[1, 2]`."""
     return value if isinstance(value, str) else json.dumps(value)

@@ -3,10 +3,11 @@
 Not here: when to call, and what to do when a call fails (`pipeline.track.shipper`).
 """
 
+import json
 import logging
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,24 @@ class Tracker:
             self._client.log_batch(run_id, params=batch)
         for batch in _batches([RunTag(key, value) for key, value in tags.items()]):
             self._client.log_batch(run_id, tags=batch)
+        self._inputs(run_id, record.get("datasets", ()))
         self._client.update_run(run_id, "RUNNING")
+
+    def _inputs(self, run_id: str, datasets: Sequence[dict[str, Any]]) -> None:
+        """Store the data sets that a run reads; one that is there already stays as it is."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        inputs = [
+            DatasetInput(
+                Dataset(
+                    d["name"], d["digest"], "local", json.dumps({"uri": d["source"]}), profile=json.dumps(mapping.counts(d))
+                ),
+                [InputTag("mlflow.data.context", d["context"])],
+            )
+            for d in datasets
+        ]
+        if inputs:
+            self._client.log_inputs(run_id, inputs)
 
     def status(self, run_id: str, record: Record) -> None:
         """Set the run's status."""

@@ -16,6 +16,8 @@ from pipeline.track import identity
 from pipeline.track.journal import Journal
 from pipeline.track.shipper import Shipper
 from pipeline.track.uri import tracking_uri
+from pipeline.train import outcome
+from pipeline.train.machines import Machines
 from pipeline.train.preemption import StopFlag
 from pipeline.train.report import Reporter
 from pipeline.train.rundir import RunDir
@@ -29,10 +31,12 @@ DRAIN_ON_STOP_S = 10.0
 class Record:
     """Keeps the journal from the start of training to its end, whatever the end is."""
 
-    def __init__(self, state: State, run: RunDir, flag: StopFlag, command: list[str]) -> None:
+    def __init__(self, state: State, run: RunDir, flag: StopFlag, machines: Machines, command: list[str]) -> None:
         self._state, self._run, self._flag, self._command = state, run, flag, command
         self.journal = Journal(run.path)
-        self.reporter = Reporter(state, self.journal)
+        self._first_batch = run.path / "pictures" / "first_batch.png"
+        drawn = self._first_batch if state.cfg.track.pictures and run.fresh else None
+        self.reporter = Reporter(state, self.journal, machines, drawn)
         self.uri = tracking_uri(state.cfg.track, state.cfg.run.root)
         self._shipper = Shipper(run.path, self.uri, state.cfg.track.experiment) if state.cfg.track.enabled else None
         self.shipped = False
@@ -50,11 +54,14 @@ class Record:
             name=self._run.name,
             config=flat(as_tree(cfg)),
             plan=state.plan.as_dict(),
-            tags=identity.tags(state.world, digest(cfg), self._command),
+            tags=cfg.track.tags | identity.tags(state.world, digest(cfg), self._command),
+            datasets=outcome.datasets(state),
             resumed_from_step=None if self._run.fresh else state.step,
         )
         self.journal.event("status", status="RUNNING", reason="")
         self.artifact(self._run.path / "config.yaml", "config")
+        for path in outcome.keep_origin(state, self._run.path):
+            self.artifact(path, "config")
         if self._shipper:
             self._shipper.start()
         return self
@@ -62,6 +69,16 @@ class Record:
     def artifact(self, path: Path, folder: str) -> None:
         """Have a file of the run directory uploaded into a folder of the run's artifacts."""
         self.journal.event("artifact", path=str(path.relative_to(self._run.path)), artifact_path=folder)
+
+    def keep_pictures(self) -> None:
+        """Draw what came out, where that is wanted."""
+        if not self._state.cfg.track.pictures:
+            return
+        if self._first_batch.is_file():
+            self.artifact(self._first_batch, "pictures")
+        for folder, files in outcome.keep_pictures(self._state, self._run.path, self.journal.path).items():
+            for path in files:
+                self.artifact(path, folder)
 
     def whereabouts(self) -> dict[str, str]:
         """Return where the run is to be found in MLflow, for the closing table."""

@@ -21,6 +21,7 @@ from pipeline.track.runs import read_run
 from pipeline.track.uri import tracking_uri
 from pipeline.train import checkpoint, engine, report, rundir
 from pipeline.train.batchnorm import StepStatistics
+from pipeline.train.machines import Machines
 from pipeline.train.precision import autocast_type, place
 from pipeline.train.preemption import StopFlag
 from pipeline.train.record import Record
@@ -124,10 +125,10 @@ def _train(state: State, run: RunDir) -> None:
 
 def _fit(state: State, run: RunDir) -> None:
     cfg, store = state.cfg, checkpoint.Store(run.checkpoints, state.cfg.train.keep_checkpoints)
-    with StopFlag(run.path, cfg.train.max_time) as flag:
-        record = state.world.together(lambda: Record(state, run, flag, sys.argv) if state.world.is_main else None)
+    with StopFlag(run.path, cfg.train.max_time) as flag, Machines(state.world, cfg.track.system_every_s) as machines:
+        record = state.world.together(lambda: Record(state, run, flag, machines, sys.argv) if state.world.is_main else None)
         if record is None:
-            engine.fit(state, store, flag, report.Silent())
+            engine.fit(state, store, flag, report.Silent(machines))
             return
         report.say(report.opening(state, run.path))
         with record:
@@ -141,6 +142,7 @@ def _finish(state: State, run: RunDir, record: Record) -> None:
     about = {"config": to_yaml(state.cfg), "class_names": json.dumps(state.dataset.classes), "run_uid": run.uid}
     weights.save(state.model, run.weights, about)
     record.artifact(run.weights, "weights")
+    record.keep_pictures()
     record.journal.metrics(state.step, {f"summary/{k}": v for k, v in report.summary(state).items()})
 
 

@@ -1,0 +1,47 @@
+"""What a tracked run of several processes keeps, in its directory and in MLflow."""
+
+import csv
+import json
+
+from PIL import Image
+
+from pipeline.compare.figures import measure
+from pipeline.compare.read import read_journal
+from pipeline.track.cursor import Cursor
+
+
+def test_a_run_keeps_what_it_was_made_of_and_what_came_out(trainer, uri, tmp_path):
+    from mlflow import MlflowClient
+
+    extra = ["track.enabled=true", "track.pictures=true", f"track.uri={uri}", "track.tags.group=kept", "track.experiment=kept"]
+    trainer.run("train.epochs=1", "schedule.warmup=4st", "train.log_every=10", f"run.dir={tmp_path / 'run'}", *extra, world=2)
+    run_dir = tmp_path / "run"
+
+    with (run_dir / "evaluation" / "per_class.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    run = read_journal(run_dir)
+    hits = sum(round(float(row["top1"]) * int(row["images"])) for row in rows)
+    assert sum(int(row["images"]) for row in rows) == 360
+    assert hits / 360 == run.curves["val/top1"].values[-1]  # the matrix of two processes counts what the metric counts
+    for name in ("pictures/first_batch.png", "pictures/curves.png", "evaluation/confusion.png", "evaluation/worst.png"):
+        assert min(Image.open(run_dir / name).size) > 50
+    assert json.loads((run_dir / "environment.json").read_text())["packages"]["torch"]
+    assert json.loads((run_dir / "plan.json").read_text())["world_size"] == 2
+
+    assert run.tags["group"] == "kept"
+    assert "system/node0/cpu" in run.curves and "time/val_s" in run.curves
+    found = measure(run, "val/top1", target=0.0)
+    assert 0 < found.target.seconds <= found.seconds
+    assert found.device_hours > 0 and abs(found.device_hours - 2 * found.seconds / 3600) < 1e-9
+
+    client = MlflowClient(tracking_uri=uri)
+    there = client.get_run(Cursor.load(run_dir).run_id)
+    assert there.info.status == "FINISHED" and there.data.tags["group"] == "kept"
+    inputs = {i.tags[0].value: i.dataset for i in there.inputs.dataset_inputs}
+    assert json.loads(inputs["training"].profile) == {"num_rows": 1437, "num_classes": 10}
+    assert json.loads(inputs["validation"].source)["uri"].endswith("digits/val")
+    assert inputs["training"].digest != inputs["validation"].digest
+    files = {
+        f.path for folder in ("config", "pictures", "evaluation") for f in client.list_artifacts(there.info.run_id, folder)
+    }
+    assert {"config/environment.json", "config/plan.json", "pictures/first_batch.png", "evaluation/worst.png"} <= files
