@@ -1,4 +1,4 @@
-"""The command line of this room: `compare`.
+"""The command line of this room: `compare` and `runs`.
 
 Not here: work; imports are inside the command, so that `--help` is quick.
 """
@@ -86,3 +86,43 @@ def _put(to: str | None, text: str) -> None:
         click.echo(text, nl=False)
     else:
         write_atomically(Path(str(to)), lambda p: p.write_text(text, encoding="utf-8"))
+
+
+@click.group(invoke_without_command=True)
+@click.option("--root", type=_FILE, default="runs", show_default=True, help="Folder of run directories.")
+@click.option(
+    "--where", multiple=True, metavar="CONDITION", help="Such as 'val/top1>0.9', optim.lr=0.1, state=FINISHED; all hold."
+)
+@click.option("--sort", metavar="KEY", help="Sort by a metric, a config key or a tag; default: oldest first.")
+@click.option("--reverse", is_flag=True, help="Largest first.")
+@click.option("--group-by", metavar="KEY", help="A table for each value of a config key or tag.")
+@click.option("--column", "columns", multiple=True, metavar="KEY", help="Show this too; may be repeated.")
+@_to("--json", "json_to", "Print JSON instead, or write it to FILE.")
+@click.pass_context
+def runs(context: click.Context, /, **options: Any) -> None:
+    """List the runs in a folder with their state and results."""
+    from pipeline.compare import listing
+    from pipeline.track.runs import as_json, list_runs
+
+    if context.invoked_subcommand is not None:
+        context.obj = options["root"]
+        return
+    query = listing.Query(*(options[key] for key in ("where", "sort", "reverse", "group_by", "columns")))
+    found = listing.choose(list_runs(options["root"]), query)
+    if options["json_to"] is None:
+        click.echo(listing.render(found, query))
+    else:
+        _put(options["json_to"], json.dumps(as_json(found), indent=2, allow_nan=False) + "\n")
+
+
+@runs.command("watch")
+@click.option("--every", "every_s", type=click.FloatRange(0.1), default=2.0, show_default=True, help="Seconds between looks.")
+@click.option("--root", type=_FILE, help="Folder of run directories; default: as given to `runs`.")
+@click.pass_context
+def runs_watch(context: click.Context, /, every_s: float, root: Path | None) -> None:
+    """Follow the runs that are training: progress, speed, time left, state. Ends when none is training any more."""
+    import sys
+
+    from pipeline.compare import listing
+
+    listing.watch(root or context.obj, every_s, clear=sys.stdout.isatty())

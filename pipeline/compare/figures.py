@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.compare.read import AT_EVALUATION, Curve, RunData
+from pipeline.compare.read import Curve, RunData
 from pipeline.train.rundir import HARMLESS
 
 SEED = "seed"
@@ -114,11 +114,7 @@ def _reached(run: RunData, metric: str, target: float) -> Reached | None:
     if not good.any():
         return None
     step = curve.steps[good.argmax()]
-    seconds = run.seconds(np.array([step]))[0]
-    clock = run.curves.get(AT_EVALUATION)
-    if clock is not None and metric.startswith("val/") and step in clock.steps:
-        seconds = clock.values[np.searchsorted(clock.steps, step)]
-    return Reached(int(step), float(seconds), run.device_hours(step))
+    return Reached(int(step), float(run.seconds(np.array([step]))[0]), run.device_hours(step))
 
 
 def differences(runs: Sequence[RunData]) -> dict[str, dict[str, list[str]]]:

@@ -18,6 +18,7 @@ from pipeline.track.lock import in_use
 
 Floats = NDArray[np.float64]
 ACTIVE, TRAINING, AT_EVALUATION = "time/active_s", "time/train_s", "time/val_s"
+AT_END = "summary/seconds"
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,15 @@ class RunData:
 
         In a straight line between recorded points. NaN without any record of time.
         """
-        curve = self.curves.get(ACTIVE) or self.curves.get(TRAINING)
-        if curve is None:
+        first = self.curves.get(ACTIVE) or self.curves.get(TRAINING)
+        clocks = [first, self.curves.get(AT_EVALUATION), self.curves.get(AT_END)]
+        known = dict.fromkeys([0.0], 0.0)
+        for clock in clocks:  # at the same step the later ones have been read later
+            known |= {} if clock is None else dict(zip(clock.steps.tolist(), clock.values.tolist(), strict=True))
+        if len(known) == 1:
             return np.full(len(steps), np.nan)
-        found: Floats = np.interp(steps, np.concatenate([[0.0], curve.steps]), np.concatenate([[0.0], curve.values]))
+        places = np.array(sorted(known))
+        found: Floats = np.interp(steps, places, [known[place] for place in places.tolist()])
         return found
 
     def device_hours(self, step: float) -> float:

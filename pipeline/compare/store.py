@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from pipeline.compare.read import ACTIVE, AT_EVALUATION, TRAINING, RunData, curves
+from pipeline.compare.read import ACTIVE, AT_END, AT_EVALUATION, TRAINING, RunData, curves
 from pipeline.errors import UsageError
 from pipeline.track.mapping import UID
 from pipeline.track.tracker import set_environment
@@ -16,7 +16,7 @@ from pipeline.track.uri import redact
 
 T = TypeVar("T")
 _LARGEST = 1.7e308  # MLflow stores infinity as 1.797e308
-_CURVES = ("val/", "train/loss", "perf/images_per_s", "perf/data_wait", ACTIVE, TRAINING, AT_EVALUATION)
+_CURVES = ("val/", "train/loss", "perf/images_per_s", "perf/data_wait", ACTIVE, TRAINING, AT_EVALUATION, AT_END)
 """Names and beginnings of names of the metrics whose history is fetched: each costs a query over all runs."""
 
 

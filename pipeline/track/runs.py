@@ -5,7 +5,7 @@ Not here: comparing runs, and anything that writes.
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -138,12 +138,14 @@ def _finite(values: dict[str, float]) -> dict[str, float | None]:
     return {key: value if math.isfinite(value) else None for key, value in values.items()}
 
 
-def as_table(runs: Sequence[RunInfo]) -> str:
-    """Return runs as an aligned table, one a line under a heading."""
-    heading = ("run", "status", "step", "top-1", "top-5", "img/s", "data wait", "time", "mlflow run", "directory")
-    rows = [heading, *(_row(run) for run in runs)]
+def as_table(runs: Sequence[RunInfo], extra: Mapping[str, Sequence[str]] | None = None) -> str:
+    """Return runs as an aligned table, one a line under a heading; `extra` columns have a text for each run."""
+    extra = extra or {}
+    heading = ("run", "status", "step", "top-1", "top-5", "img/s", "data wait", "time", *extra, "mlflow run", "directory")
+    more = zip(*extra.values(), strict=True) if extra else [()] * len(runs)
+    rows = [heading, *((*row[:8], *cells, *row[8:]) for row, cells in zip(map(_row, runs), more, strict=True))]
     widths = [max(len(row[i]) for row in rows) for i in range(len(heading))]
-    numbers = range(2, 8)
+    numbers = range(2, 8 + len(extra))
     aligned = (
         "  ".join(
             cell.rjust(width) if i in numbers else cell.ljust(width)

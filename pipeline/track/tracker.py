@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -127,6 +128,10 @@ class Tracker:
             self._client.update_run(run_id, "RUNNING")
         else:
             self._client.set_terminated(run_id, record["status"], milliseconds(record))
+
+    def heartbeat(self, run_id: str) -> None:
+        """Tell that the run lives."""
+        self._client.set_tag(run_id, mapping.HEARTBEAT, f"{time.time():.0f}")
 
     def artifact(self, run_id: str, record: Record, run_dir: Path) -> None:
         """Upload a file or folder; one that is no longer there is passed over with a warning."""

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from pipeline.config import as_tree, digest, flat
+from pipeline.config.schema import Track
 from pipeline.errors import PipelineError, Stopped
 from pipeline.redact import redact
 from pipeline.track import identity
@@ -23,7 +24,6 @@ from pipeline.train.report import Reporter
 from pipeline.train.rundir import RunDir
 from pipeline.train.state import State
 
-_SQLITE = "sqlite:///"
 DRAIN_ON_STOP_S = 10.0
 """A stopped run waits no longer than this for the tracker: whoever asked is going to kill it."""
 
@@ -85,7 +85,10 @@ class Record:
         if not self._shipper:
             return {"MLflow run": "not tracked (track.enabled=false)"}
         later = "" if self.shipped else f" (incomplete; later: python -m pipeline sync {self._run.path})"
-        return {"MLflow run": f"{self.mlflow_run_id or 'none yet'}{later}", "MLflow UI": _ui_command(self.uri)}
+        return {
+            "MLflow run": f"{self.mlflow_run_id or 'none yet'}{later}",
+            "MLflow UI": _ui_command(self.uri, self._state.cfg.run.root),
+        }
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.reporter.close()
@@ -106,12 +109,12 @@ class Record:
         return "FAILED", str(error) if isinstance(error, PipelineError) else f"{type(error).__name__}: {error}"
 
 
-def _ui_command(uri: str) -> str:
+def _ui_command(uri: str, root: Path) -> str:
     """Return the command that opens MLflow's UI on a local store, or the address of a server."""
-    if not uri.startswith(_SQLITE):
+    if not uri.startswith("sqlite"):
         return redact(uri)
-    store = f"{_SQLITE}{_short(Path(uri.removeprefix(_SQLITE)))}"
-    return f"{_short(Path(sys.executable).with_name('mlflow'))} ui --backend-store-uri {store} --port 5000"
+    beside = uri == tracking_uri(Track(), root, {})
+    return f"{_short(Path(sys.executable))} -m pipeline ui {f'--root {_short(root)}' if beside else f'--uri {uri}'}"
 
 
 def _short(path: Path) -> Path:

@@ -18,7 +18,7 @@ from pipeline.model import weights, zoo
 from pipeline.recipe import loss, optim, schedule
 from pipeline.track.lock import RunLock
 from pipeline.track.runs import read_run
-from pipeline.track.uri import tracking_uri
+from pipeline.track.uri import refuse_network_disk, tracking_uri
 from pipeline.train import checkpoint, engine, report, rundir
 from pipeline.train.batchnorm import StepStatistics
 from pipeline.train.machines import Machines
@@ -95,6 +95,8 @@ def _open_run(state: State, held: contextlib.ExitStack) -> RunDir:
     def prepare() -> RunDir | None:
         if not world.is_main:
             return None
+        if state.cfg.track.enabled:
+            refuse_network_disk(tracking_uri(state.cfg.track, state.cfg.run.root))
         path = rundir.choose(state.cfg)
         held.enter_context(RunLock(path))
         rundir.tidy(path)

@@ -24,7 +24,8 @@ def test_a_run_keeps_what_it_was_made_of_and_what_came_out(trainer, uri, tmp_pat
     assert sum(int(row["images"]) for row in rows) == 360
     assert hits / 360 == run.curves["val/top1"].values[-1]  # the matrix of two processes counts what the metric counts
     for name in ("pictures/first_batch.png", "pictures/curves.png", "evaluation/confusion.png", "evaluation/worst.png"):
-        assert min(Image.open(run_dir / name).size) > 50
+        with Image.open(run_dir / name) as picture:
+            assert min(picture.size) > 50
     assert json.loads((run_dir / "environment.json").read_text())["packages"]["torch"]
     assert json.loads((run_dir / "plan.json").read_text())["world_size"] == 2
 
