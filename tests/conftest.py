@@ -34,6 +34,7 @@ TINY = (
     "eval.batch=64",
     "track.enabled=false",
     "track.pictures=false",
+    "track.model=false",
 )
 """A training that takes milliseconds a step."""
 

@@ -255,6 +255,8 @@ class Dist(Section):
 class Track(Section):
     """Tracking in MLflow; the journal in the run directory is always written."""
 
+    model_config = ConfigDict(**{**Section.model_config, "validate_by_name": True, "serialize_by_alias": True})
+
     enabled: bool = True
     """Bring the journal into MLflow while training."""
     uri: str | None = None
@@ -267,6 +269,10 @@ class Track(Section):
     """Seconds between two samples of processor, memory, disk, network and GPUs on each node. Null: none."""
     pictures: bool = True
     """Keep pictures with the run: the first training batch, curves, the confusion matrix, the worst validation errors."""
+    model: bool = True
+    """Keep the final network as an MLflow model too: an exported graph with its signature, in a few seconds at the end."""
+    register_: str = Field(default="", alias="register")
+    """Name in MLflow's model registry to add that model to; its alias `champion` moves there if `val_top1` is higher."""
     drain_s: Annotated[float, Field(ge=0)] = 60
     """Seconds that the end of a run waits for the tracking server to take what is left; `sync` ships the rest later."""
 

@@ -112,6 +112,8 @@ class _Delivery:
             tracker.status(run_id, event)
         elif event["kind"] == "artifact":
             tracker.artifact(run_id, event, self.run_dir)
+        elif event["kind"] == "model":
+            tracker.model(run_id, event, self.run_dir)
 
 
 class Shipper:

@@ -13,12 +13,14 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.track import mapping
+from pipeline.track import mapping, registry
 from pipeline.track.cursor import POINTS_PER_CALL, Point
 from pipeline.track.journal import Record, milliseconds
 from pipeline.track.lock import FileLock
 from pipeline.track.uri import sqlite_path
 
+MODEL = "model"
+"""Folder of a run's artifacts that holds its MLflow model."""
 _log = logging.getLogger(__name__)
 _UPLOAD_TIMEOUT_S = 300
 _TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
@@ -141,6 +143,17 @@ class Tracker:
             return
         with _patience():
             self._client.log_artifact(run_id, str(path), record.get("artifact_path") or None)
+
+    def model(self, run_id: str, record: Record, run_dir: Path) -> None:
+        """Upload an MLflow model into the artifacts, and register it where a name is given; again does no harm."""
+        path = run_dir / record["path"]
+        if not path.is_dir():
+            _log.warning("%s: no longer there and not brought into MLflow as a model", path)
+            return
+        with _patience():
+            self._client.log_artifacts(run_id, str(path), MODEL)
+        if record.get("register"):
+            registry.register(self._client, run_id, mapping.name(record["register"]), {record["metric"]: record["value"]})
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from pipeline.track import identity
 from pipeline.track.journal import Journal
 from pipeline.track.shipper import Shipper
 from pipeline.track.uri import tracking_uri
-from pipeline.train import outcome
+from pipeline.train import outcome, package
 from pipeline.train.machines import Machines
 from pipeline.train.preemption import StopFlag
 from pipeline.train.report import Reporter
@@ -69,6 +69,20 @@ class Record:
     def artifact(self, path: Path, folder: str) -> None:
         """Have a file of the run directory uploaded into a folder of the run's artifacts."""
         self.journal.event("artifact", path=str(path.relative_to(self._run.path)), artifact_path=folder)
+
+    def keep_model(self) -> None:
+        """Export the network as an MLflow model, where that is wanted; one that can't be exported costs a warning."""
+        cfg, place = self._state.cfg.track, self._run.mlflow_model
+        if not cfg.model and not cfg.register_:
+            return
+        try:
+            package.save(self._state, place)
+        except Exception as error:  # torch.export raises anything on networks that it can't follow
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            print(f"warning: {place}: no MLflow model: {reason}; the weights are in {self._run.weights.name}", flush=True)
+            return
+        told = {"register": cfg.register_, "metric": "val_top1", "value": self._state.val["top1"]}
+        self.journal.event("model", path=place.name, **told)
 
     def keep_pictures(self) -> None:
         """Draw what came out, where that is wanted."""

@@ -4,6 +4,7 @@ Not here: any of these things themselves.
 """
 
 import contextlib
+import copy
 import json
 import os
 import sys
@@ -144,8 +145,22 @@ def _finish(state: State, run: RunDir, record: Record) -> None:
     about = {"config": to_yaml(state.cfg), "class_names": json.dumps(state.dataset.classes), "run_uid": run.uid}
     weights.save(state.model, run.weights, about)
     record.artifact(run.weights, "weights")
+    _keep_best(state, run, about)
+    if run.best_weights.is_file():
+        record.artifact(run.best_weights, "weights")
     record.keep_pictures()
+    record.keep_model()
     record.journal.metrics(state.step, {f"summary/{k}": v for k, v in report.summary(state).items()})
+
+
+def _keep_best(state: State, run: RunDir, about: dict[str, str]) -> None:
+    """Write the best weights beside the final ones."""
+    best = checkpoint.Store(run.checkpoints).best
+    if best.is_file():
+        model = copy.deepcopy(weights.unwrap(state.model)).cpu()
+        saved = checkpoint.load(best)
+        weights.load_into(model, saved["model"], str(best))
+        weights.save(model, run.best_weights, about | {"step": str(saved["step"])})
 
 
 def _is_finished(state: State, run: RunDir) -> bool:

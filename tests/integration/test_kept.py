@@ -2,18 +2,30 @@
 
 import csv
 import json
+import warnings
 
 from PIL import Image
 
 from pipeline.compare.figures import measure
 from pipeline.compare.read import read_journal
+from pipeline.config import load
+from pipeline.data.loader import eval_batch, open_dataset
 from pipeline.track.cursor import Cursor
+from pipeline.world import World
 
 
 def test_a_run_keeps_what_it_was_made_of_and_what_came_out(trainer, uri, tmp_path):
     from mlflow import MlflowClient
 
-    extra = ["track.enabled=true", "track.pictures=true", f"track.uri={uri}", "track.tags.group=kept", "track.experiment=kept"]
+    model = ["track.model=true", "track.register=digits"]
+    extra = [
+        *model,
+        "track.enabled=true",
+        "track.pictures=true",
+        f"track.uri={uri}",
+        "track.tags.group=kept",
+        "track.experiment=kept",
+    ]
     trainer.run("train.epochs=1", "schedule.warmup=4st", "train.log_every=10", f"run.dir={tmp_path / 'run'}", *extra, world=2)
     run_dir = tmp_path / "run"
 
@@ -46,3 +58,18 @@ def test_a_run_keeps_what_it_was_made_of_and_what_came_out(trainer, uri, tmp_pat
         f.path for folder in ("config", "pictures", "evaluation") for f in client.list_artifacts(there.info.run_id, folder)
     }
     assert {"config/environment.json", "config/plan.json", "pictures/first_batch.png", "evaluation/worst.png"} <= files
+
+    champion = client.get_model_version_by_alias("digits", "champion")
+    assert champion.run_id == there.info.run_id
+    assert float(champion.tags["val_top1"]) == run.curves["summary/val_top1"].values[-1]
+    for name in ("model.safetensors", "best.safetensors"):
+        assert f"weights/{name}" in {f.path for f in client.list_artifacts(there.info.run_id, "weights")}
+    data = open_dataset(load(run_dir / "config.yaml"), World()).val
+    batch = eval_batch(load(run_dir / "config.yaml"), World(), data, range(len(data)))
+    place = client.download_artifacts(there.info.run_id, "model", str(tmp_path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what MLflow's own modules and loaders warn of
+        import mlflow.pyfunc
+
+        logits = mlflow.pyfunc.load_model(place).predict(batch.images.contiguous().float().numpy())
+    assert (logits.argmax(1) == batch.labels.numpy()).mean() == run.curves["val/top1"].values[-1]
