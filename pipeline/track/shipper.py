@@ -137,6 +137,11 @@ class Shipper:
         """The MLflow run's id, once it is known."""
         return self._delivery.cursor.run_id
 
+    @property
+    def lost(self) -> bool:
+        """Whether the store could not be reached when it was tried last."""
+        return self._lost
+
     def start(self) -> None:
         """Start to follow the journal."""
         set_environment()

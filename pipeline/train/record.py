@@ -26,6 +26,8 @@ from pipeline.train.state import State
 
 DRAIN_ON_STOP_S = 10.0
 """A stopped run waits no longer than this for the tracker: whoever asked is going to kill it."""
+WAIT_FOR_LOST = 0.01
+"""Share of its active time that a finished run waits for a tracker that is down; `sync` brings the rest later."""
 
 
 class Record:
@@ -110,8 +112,16 @@ class Record:
         self.journal.event("status", status=status, reason=reason)
         self.journal.close()
         if self._shipper:
-            drain_s = self._state.cfg.track.drain_s
-            self.shipped = self._shipper.close(min(drain_s, DRAIN_ON_STOP_S) if error else drain_s)
+            self.shipped = self._shipper.close(self._drain_s(stopped=error is not None))
+
+    def _drain_s(self, stopped: bool) -> float:
+        """Return how long to wait for the tracker; one that is down is not worth more than a hundredth of the run."""
+        longest = self._state.cfg.track.drain_s
+        if stopped:
+            longest = min(longest, DRAIN_ON_STOP_S)
+        if self._shipper and self._shipper.lost:
+            longest = min(longest, WAIT_FOR_LOST * self._state.clock.total_s)
+        return longest
 
     def _end(self, error: BaseException | None) -> tuple[str, str]:
         if error is None:

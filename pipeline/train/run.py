@@ -150,7 +150,8 @@ def _finish(state: State, run: RunDir, record: Record) -> None:
         record.artifact(run.best_weights, "weights")
     record.keep_pictures()
     record.keep_model()
-    record.journal.metrics(state.step, {f"summary/{k}": v for k, v in report.summary(state).items()})
+    found = report.summary(state) | {"tracking_wait": record.journal.seconds / max(state.clock.total_s, 1e-9)}
+    record.journal.metrics(state.step, {f"summary/{k}": v for k, v in found.items()})
 
 
 def _keep_best(state: State, run: RunDir, about: dict[str, str]) -> None:
