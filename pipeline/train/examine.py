@@ -50,6 +50,7 @@ class Watch(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self.training = model.training
         self._logits: Tensor | None = None
         self._asked = 0
         self._seen: list[Tensor] = []

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import socket
 import warnings
 
 from PIL import Image
@@ -11,6 +12,7 @@ from pipeline.compare.read import read_journal
 from pipeline.config import load
 from pipeline.data.loader import eval_batch, open_dataset
 from pipeline.track.cursor import Cursor
+from pipeline.track.shipper import sync
 from pipeline.world import World
 
 
@@ -73,3 +75,19 @@ def test_a_run_keeps_what_it_was_made_of_and_what_came_out(trainer, uri, tmp_pat
 
         logits = mlflow.pyfunc.load_model(place).predict(batch.images.contiguous().float().numpy())
     assert (logits.argmax(1) == batch.labels.numpy()).mean() == run.curves["val/top1"].values[-1]
+
+
+def test_a_run_whose_server_is_down_ends_well_and_is_brought_there_later(trainer, uri, tmp_path):
+    from mlflow import MlflowClient
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        nobody = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    short = ("train.epochs=1", "schedule.warmup=4st", "train.log_every=10")
+    said = trainer.run(*short, f"run.dir={tmp_path / 'run'}", "track.enabled=true", f"track.uri={nobody}")
+    assert said.count("training goes on and the journal keeps everything") == 1
+    assert f"incomplete; later: python -m pipeline sync {tmp_path / 'run'}" in said
+    run = read_journal(tmp_path / "run")
+    assert run.status == "FINISHED" and 0 < run.curves["summary/tracking_wait"].values[-1] < 1
+    found = sync(tmp_path / "run", uri, "later")
+    there = MlflowClient(tracking_uri=uri).get_run(found.run_id)
+    assert there.info.status == "FINISHED" and there.data.metrics["val/top1"] == run.curves["val/top1"].values[-1]

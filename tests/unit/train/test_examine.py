@@ -59,5 +59,6 @@ def test_evaluating_through_it_leaves_the_networks_mode_alone():
     found = Watch(model)
     found.eval()
     assert not model[0].training
+    assert not Watch(model).training
     found.train()
-    assert model[0].training
+    assert model[0].training and Watch(model).training
