@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 
 from pipeline.compare.select import Place, find
@@ -9,7 +10,7 @@ from pipeline.track.shipper import sync
 
 
 def test_mlflow_tells_the_same_as_the_journal(write, tmp_path, uri):
-    directory = write("one", [0.5, math.inf, 0.8], config={"name": "on", "sizes": [1, 2]}, tags={"group": "wide"})
+    directory = write("one", [0.5, math.inf, math.nan, 0.8], config={"name": "on", "sizes": [1, 2]}, tags={"group": "wide"})
     run_id = sync(directory, uri, "tests").run_id
     place = Place(tmp_path / "runs", uri, source="mlflow")
     (there,) = find(["one"], place)
@@ -17,9 +18,14 @@ def test_mlflow_tells_the_same_as_the_journal(write, tmp_path, uri):
     assert (there.name, there.uid, there.status, there.worlds) == (here.name, here.uid, here.status, here.worlds)
     assert (there.config, there.plan) == (here.config, here.plan)
     assert there.tags["group"] == "wide"
+    slow = Store(uri)
+    slow._database = None  # as of a store that is a server
+    (asked,) = slow.find("one")
+    assert asked.curves.keys() == there.curves.keys()
     for key in ("val/top1", "val/loss", "train/loss", "time/active_s", "perf/data_wait"):
-        assert there.curves[key].steps.tolist() == here.curves[key].steps.tolist()
-        assert there.curves[key].values.tolist() == here.curves[key].values.tolist()
+        for run in (there, asked):
+            np.testing.assert_array_equal(run.curves[key].steps, here.curves[key].steps)
+            np.testing.assert_array_equal(run.curves[key].values, here.curves[key].values)
     for text in (run_id, "one-uid", "tag:group=wide"):
         assert [run.uid for run in find([text], place)] == ["one-uid"]
     # journals come first, and without them MLflow is asked
