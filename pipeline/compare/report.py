@@ -89,9 +89,13 @@ def _baseline(runs: Sequence[RunData], groups: Sequence[str], chosen: str | None
     if chosen is None or chosen in groups:
         return chosen or groups[0]
     for run, group in zip(runs, groups, strict=True):
-        if chosen in (run.name, run.uid, run.source) or (len(chosen) >= 6 and run.uid.startswith(chosen)):
+        if _is(run, chosen):
             return group
     raise UsageError(f"--baseline {chosen}: none of these runs or groups; there are {', '.join(dict.fromkeys(groups))}")
+
+
+def _is(run: RunData, text: str | None) -> bool:
+    return text is not None and (text in (run.name, run.uid, run.source) or (len(text) >= 6 and run.uid.startswith(text)))
 
 
 def _pool(measured: Sequence[Figures], groups: Sequence[str], metric: str) -> list[Group]:
@@ -106,16 +110,16 @@ def _pool(measured: Sequence[Figures], groups: Sequence[str], metric: str) -> li
 def check(report: Report, condition: Condition) -> None:
     """Raise if the condition holds for any group against the baseline's; a group's figures are means over its runs.
 
-    Where all runs are one group, each stands for itself against the first.
+    Where all runs are one group, each stands for itself against the baseline's run, or the first.
 
     Raises:
         Regression: naming every group for which it holds.
-        UsageError: if a figure is missing or there is nothing to compare with the baseline.
+        UsageError: if a figure is missing or not a number, or there is nothing to compare with the baseline.
     """
     names, base = report.groups, report.baseline
     if len(set(names)) == 1:
         names = [f"{i + 1}:{run.name}" for i, run in enumerate(report.runs)]
-        base = names[0]
+        base = next((n for n, run in zip(names, report.runs, strict=True) if _is(run, report.wanted.baseline)), names[0])
     others = [name for name in dict.fromkeys(names) if name != base]
     if not others:
         raise UsageError(f"--fail-if {condition.text!r}: only the baseline is here; give a second run")
@@ -125,7 +129,12 @@ def check(report: Report, condition: Condition) -> None:
         there = [v for v in members if v is not None]
         if len(there) < len(members):
             raise UsageError(f"--fail-if {condition.text!r}: {group} has no {figure}; {_known(report)}")
-        return float(np.mean(there))
+        mean = float(np.mean(there))
+        if math.isnan(mean):
+            raise UsageError(
+                f"--fail-if {condition.text!r}: {group}: {figure} is not a number, which is no pass; look at the run"
+            )
+        return mean
 
     try:
         bad = [group for group in others if condition.holds(partial(look, group), partial(look, base))]

@@ -41,7 +41,7 @@ def table(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
 
 def _runs(report: Report) -> str:
     metric, target = report.wanted.metric, report.wanted.target
-    reached = [] if target is None else [f"steps to {number(metric, target)}", "time", "device-h"]
+    reached = [] if target is None else [f"steps to {number(metric, target)}", "time to it", "device-h to it"]
     heading = ["", "run", "state", "steps", f"last {metric}", "best", "at step", *reached]
     heading += ["time", "device-h", "img/s", "data wait"]
     rows = [heading]

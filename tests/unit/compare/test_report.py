@@ -50,6 +50,8 @@ def test_conditions_are_about_group_means(six):
 def test_runs_of_one_group_are_checked_one_by_one(six):
     with pytest.raises(Regression, match="holds for 2:base1: val/top1 = 0.71; 3:base2"):
         report.check(make(six[::2], Wanted()), condition.parse("val/top1 > baseline"))
+    with pytest.raises(Regression, match="holds for 1:base0: val/top1 = 0.7; 2:base1: .* \\(baseline 3:base2"):
+        report.check(make(six[::2], Wanted(baseline="base2")), condition.parse("val/top1 < baseline"))
     with pytest.raises(UsageError, match="only the baseline is here"):
         report.check(make(six[:1], Wanted()), condition.parse("val/top1 > baseline"))
 
@@ -62,7 +64,9 @@ def test_a_metric_that_nobody_recorded(six):
 def test_text_says_what_there_is(six):
     said = text.render(make(six, Wanted(target=0.75)))
     lines = said.splitlines()
-    heading = "run state steps last val/top1 best at step steps to 75.00 % time device-h time device-h img/s data wait"
+    heading = (
+        "run state steps last val/top1 best at step steps to 75.00 % time to it device-h to it time device-h img/s data wait"
+    )
     assert " ".join(lines[0].split()) == heading
     assert lines[1].split()[:5] == ["a", "base0", "FINISHED", "20/40", "70.00"]
     assert "never" in lines[1] and "never" not in lines[2]
@@ -89,3 +93,9 @@ def test_json_is_strict_and_csv_has_a_line_a_run(six, write):
     assert [row["name"] for row in rows[:2]] == ["base0", "new0"]
     assert (rows[1]["last:val/top1"], rows[1]["config:optim.lr"], rows[0]["target_steps"]) == ("0.8", "0.2", "")
     text.render(found)
+
+
+def test_a_figure_that_is_no_number_never_passes(six, write):
+    found = make([six[0], read_journal(write("odd", [float("nan")], config={"optim.lr": 9}))], Wanted())
+    with pytest.raises(UsageError, match="optim.lr=9: val/loss is not a number"):
+        report.check(found, condition.parse("val/loss > baseline"))
