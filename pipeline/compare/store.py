@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 
 from pipeline.compare.read import ACTIVE, AT_END, AT_EVALUATION, TRAINING, RunData, curves
 from pipeline.errors import UsageError
+from pipeline.redact import redact
 from pipeline.track.curves import Points
 from pipeline.track.mapping import UID
 from pipeline.track.tracker import set_environment
-from pipeline.track.uri import redact, sqlite_path
+from pipeline.track.uri import sqlite_path
 
 T = TypeVar("T")
 _LARGEST = 1.7e308  # MLflow stores infinity as 1.797e308

@@ -63,9 +63,9 @@ def ui(runs: tuple[str, ...], root: Path, uri: str | None, port: int | None) -> 
 
     RUNs (directories, names or MLflow ids) are opened side by side. A store that is a server is only linked to.
     """
+    from pipeline.redact import redact
     from pipeline.track import ui as interface
     from pipeline.track.runs import list_runs
-    from pipeline.track.uri import redact
 
     where = store(uri, root)
     there = list_runs(root) if runs else []

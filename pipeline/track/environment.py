@@ -14,8 +14,8 @@ from typing import Any
 import psutil
 import torch
 
+from pipeline.redact import redact
 from pipeline.track.identity import device_name, git_output, git_state
-from pipeline.track.uri import redact
 
 _LONGEST_DIFF = 5_000_000  # characters
 

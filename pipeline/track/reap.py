@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UsageError
+from pipeline.redact import redact
 from pipeline.track import mapping
 from pipeline.track.journal import JOURNAL
 from pipeline.track.lock import in_use
 from pipeline.track.shipper import sync
 from pipeline.track.tracker import set_environment
-from pipeline.track.uri import redact
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 from urllib.parse import quote
 
 from pipeline.errors import UsageError
+from pipeline.redact import redact
 from pipeline.track.tracker import set_environment
-from pipeline.track.uri import redact, sqlite_path
+from pipeline.track.uri import sqlite_path
 
 HOST = "127.0.0.1"
 _PATIENCE_S = 120  # the first start on a new database takes seven seconds on two idle cores

@@ -12,7 +12,6 @@ import numpy as np
 
 from pipeline.data.index import Index
 from pipeline.data.loader import Batch, eval_batch
-from pipeline.errors import PipelineError
 from pipeline.files import write_atomically
 from pipeline.track import curves, environment
 from pipeline.train import pictures
@@ -101,14 +100,10 @@ def keep_errors(state: State, folder: Path) -> list[Path]:
 def keep_pictures(state: State, run_dir: Path, journal: Path) -> dict[str, list[Path]]:
     """Draw what came out of a run; return the files by the folder of artifacts that they belong in.
 
-    A picture that can't be made must not cost the run its result: it is left out.
+    Raises:
+        PipelineError: if a picture can't be made.
+        OSError: if the journal can't be read.
     """
-    found: dict[str, list[Path]] = {}
     drawn = run_dir / "pictures" / "curves.png"
-    try:
-        pictures.curves(curves.collect(journal), drawn)
-        found["pictures"] = [drawn]
-        found["evaluation"] = keep_errors(state, run_dir / "evaluation")
-    except (PipelineError, OSError) as error:
-        print(f"warning: no pictures: {error}", flush=True)
-    return found
+    pictures.curves(curves.collect(journal), drawn)
+    return {"pictures": [drawn], "evaluation": keep_errors(state, run_dir / "evaluation")}

@@ -20,7 +20,7 @@ from pipeline.track.uri import tracking_uri
 from pipeline.train import outcome, package
 from pipeline.train.machines import Machines
 from pipeline.train.preemption import StopFlag
-from pipeline.train.report import Reporter
+from pipeline.train.report import Reporter, say
 from pipeline.train.rundir import RunDir
 from pipeline.train.state import State
 
@@ -81,18 +81,23 @@ class Record:
             package.save(self._state, place)
         except Exception as error:  # torch.export raises anything on networks that it can't follow
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            print(f"warning: {place}: no MLflow model: {reason}; the weights are in {self._run.weights.name}", flush=True)
+            say(f"warning: {place}: no MLflow model: {reason}; the weights are in {self._run.weights.name}")
             return
         told = {"register": cfg.register_, "metric": "val_top1", "value": self._state.val["top1"]}
         self.journal.event("model", path=place.name, **told)
 
     def keep_pictures(self) -> None:
-        """Draw what came out, where that is wanted."""
+        """Draw what came out, where that is wanted; what can't be drawn costs a warning."""
         if not self._state.cfg.track.pictures:
             return
         if self._first_batch.is_file():
             self.artifact(self._first_batch, "pictures")
-        for folder, files in outcome.keep_pictures(self._state, self._run.path, self.journal.path).items():
+        try:
+            drawn = outcome.keep_pictures(self._state, self._run.path, self.journal.path)
+        except (PipelineError, OSError) as error:
+            say(f"warning: no pictures: {error}")
+            return
+        for folder, files in drawn.items():
             for path in files:
                 self.artifact(path, folder)
 
