@@ -16,6 +16,7 @@ from pipeline.train.rundir import HARMLESS
 
 SEED = "seed"
 _LOWER = re.compile(r"(loss|error|seconds|_s|wait|hours)$")
+_COMMIT_LENGTH = 12
 _CODE = re.compile(r"^git\.")
 # Tags that differ from run to run without saying anything about what was computed.
 _NOT_TELLING = re.compile(r"^(mlflow\.|run\.|config\.digest$|command$|resumed_from_step$|status\.|changed\.|world_size$)")
@@ -119,7 +120,7 @@ def _reached(run: RunData, metric: str, target: float) -> Reached | None:
 
 def differences(runs: Sequence[RunData]) -> dict[str, dict[str, list[str]]]:
     """Return what is not the same in all runs, as {"config" | "code" | "environment": {key: a text for each run}}."""
-    tags = [{k: v for k, v in run.tags.items() if not _NOT_TELLING.match(k)} for run in runs]
+    tags = [_telling(run) for run in runs]
     return {
         "config": _differing([run.config for run in runs], lambda key: not key.startswith("run.")),
         "code": _differing(tags, lambda key: bool(_CODE.match(key))),
@@ -128,6 +129,12 @@ def differences(runs: Sequence[RunData]) -> dict[str, dict[str, list[str]]]:
             lambda key: not _CODE.match(key),
         ),
     }
+
+
+def _telling(run: RunData) -> dict[str, str]:
+    """Return the tags that say something and are not in the configuration anyway; commits cut to what git shows."""
+    found = {k: v for k, v in run.tags.items() if not _NOT_TELLING.match(k) and f"track.tags.{k}" not in run.config}
+    return found | ({"git.commit": found["git.commit"][:_COMMIT_LENGTH]} if "git.commit" in found else {})
 
 
 def _differing(maps: Sequence[Mapping[str, Any]], wanted: Any) -> dict[str, list[str]]:

@@ -42,6 +42,8 @@ def test_differences_name_what_is_not_the_same(write):
         "code": {"git.commit": ["a", "b"]},
         "environment": {"torch": ["2.13", "2.14"]},
     }
+    tagged = [read_journal(write(name, [0.5], config={"track.tags.group": name}, tags={"group": name})) for name in ("x", "y")]
+    assert differences(tagged) == {"config": {"track.tags.group": ["x", "y"]}, "code": {}, "environment": {}}
     assert differences([one, one]) == {"config": {}, "code": {}, "environment": {}}
 
 
