@@ -13,7 +13,9 @@ from typing import Any, NoReturn
 
 import click
 
+from pipeline.compare.commands import compare, runs
 from pipeline.errors import ConfigError, PipelineError, Stopped, TrainingError
+from pipeline.track.commands import reap, ui
 
 _FILE = click.Path(path_type=Path)
 _OVERRIDES = "KEY=VALUE changes a configuration key, such as optim.lr=0.5; `config describe` lists all keys."
@@ -151,17 +153,6 @@ def config_show(config: Path, overrides: tuple[str, ...], json_to: str | None) -
 
 
 @cli.command()
-@click.option("--root", type=_FILE, default="runs", show_default=True, help="Folder of run directories.")
-@_json_option
-def runs(root: Path, json_to: str | None) -> None:
-    """List the runs in a folder with their state and results, newest last."""
-    from pipeline.track.runs import as_json, as_table, list_runs
-
-    rows = list_runs(root)
-    _emit(as_json(rows), json_to, lambda: as_table(rows))
-
-
-@cli.command()
 @click.argument("run_dirs", nargs=-1, required=True, type=_FILE, metavar="RUN_DIR...")
 @click.option("--uri", help="Tracking server or store; default: the one that the run used.")
 def sync(run_dirs: Sequence[Path], uri: str | None) -> None:
@@ -172,6 +163,10 @@ def sync(run_dirs: Sequence[Path], uri: str | None) -> None:
     for run_dir in run_dirs:
         found = ship(run_dir, uri)
         click.echo(f"{run_dir}: {found.points:,} points of run {found.run_id} brought to {redact(found.uri)}")
+
+
+for command in (compare, runs, reap, ui):
+    cli.add_command(command)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

@@ -55,6 +55,12 @@ class PeerLost(PipelineError):
     exit_code = 1
 
 
+class Regression(PipelineError):
+    """A comparison of runs that came out as `--fail-if` says it must not."""
+
+    exit_code = 1
+
+
 class Stopped(PipelineError):
     """Training that stopped early because it was asked to; all ranks agreed and the state is saved."""
 

@@ -2,9 +2,11 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +33,8 @@ TINY = (
     "batch.micro=8",
     "eval.batch=64",
     "track.enabled=false",
+    "track.pictures=false",
+    "track.model=false",
 )
 """A training that takes milliseconds a step."""
 
@@ -56,6 +60,26 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data") / "digits"
     demo.write(root)
     return root
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sqlite database that MLflow has migrated once for all tests."""
+    path = tmp_path_factory.mktemp("template") / "mlflow.db"
+    from pipeline.track.tracker import Tracker, set_environment
+
+    set_environment()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # raised within SQLAlchemy when MLflow's tables are declared
+        Tracker(f"sqlite:///{path}", "template")
+    return path
+
+
+@pytest.fixture
+def uri(template: Path, tmp_path: Path) -> str:
+    """The address of a database of this test's own."""
+    shutil.copyfile(template, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path / 'mlflow.db'}"
 
 
 def kill_tree(pid: int) -> None:

@@ -266,12 +266,24 @@ class Launch(Section):
 class Track(Section):
     """Tracking in MLflow; the journal in the run directory is always written."""
 
+    model_config = ConfigDict(**{**Section.model_config, "validate_by_name": True, "serialize_by_alias": True})
+
     enabled: bool = True
     """Bring the journal into MLflow while training."""
     uri: str | None = None
     """MLflow tracking server or store. Null: `$MLFLOW_TRACKING_URI`, else a sqlite database `mlflow.db` beside the runs."""
     experiment: str = "default"
     """MLflow experiment that the run belongs to."""
+    tags: dict[str, str] = {}
+    """Tags of the run to find and group it by, such as `track.tags.group=wide`; `compare tag:group=wide` takes all of them."""
+    system_every_s: Annotated[float, Field(gt=0)] | None = 10
+    """Seconds between two samples of processor, memory, disk, network and GPUs on each node. Null: none."""
+    pictures: bool = True
+    """Keep pictures with the run: the first training batch, curves, the confusion matrix, the worst validation errors."""
+    model: bool = True
+    """Keep the final network as an MLflow model too: an exported graph with its signature, in a few seconds at the end."""
+    register_: str = Field(default="", alias="register")
+    """Name in MLflow's model registry to add that model to; its alias `champion` moves there if `val_top1` is higher."""
     drain_s: Annotated[float, Field(ge=0)] = 60
     """Seconds that the end of a run waits for the tracking server to take what is left; `sync` ships the rest later."""
 

@@ -3,8 +3,11 @@
 Not here: how a plan comes about (`order`, `plan`) and how it is executed (`dali`, `reference`, `synthetic`).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from importlib.util import find_spec
+
+import numpy as np
 
 from pipeline.config import Config, Plan
 from pipeline.data.batch import Batch, Job, Loader
@@ -17,7 +20,7 @@ from pipeline.data.synthetic import SyntheticExecutor
 from pipeline.errors import DataError
 from pipeline.world import World
 
-__all__ = ["Batch", "Dataset", "Loader", "Normalize", "eval_loader", "open_dataset", "train_loader"]
+__all__ = ["Batch", "Dataset", "Loader", "Normalize", "eval_batch", "eval_loader", "open_dataset", "train_loader"]
 
 
 def train_loader(cfg: Config, plan: Plan, world: World, dataset: Dataset, start_step: int) -> Loader:
@@ -53,6 +56,18 @@ def eval_loader(cfg: Config, world: World, index: Index) -> Loader:
 
     job = Job(index, plans, batch, world.device, cfg.data.threads, cfg.data.prefetch)
     return _executor(cfg, job, cfg.eval.crop)
+
+
+def eval_batch(cfg: Config, world: World, index: Index, ids: Sequence[int]) -> Batch:
+    """Return the images of samples `ids` of `index` as evaluation sees them, in one batch.
+
+    Raises:
+        DataError: if an image can't be read.
+    """
+    wanted = np.array(ids, np.int64)
+    job = Job(index, lambda: iter([eval_plan(index, cfg.eval, wanted)]), len(ids), world.device, cfg.data.threads, 1)
+    with closing(_executor(cfg, job, cfg.eval.crop)) as loader:
+        return next(iter(loader))
 
 
 def _executor(cfg: Config, job: Job, size: int) -> Loader:

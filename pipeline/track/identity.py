@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from pipeline.world import World
 
-__all__ = ["TAGS", "device_name", "git_state", "launched", "new_uid", "redact", "tags", "versions"]
+__all__ = ["TAGS", "device_name", "git_output", "git_state", "launched", "new_uid", "redact", "tags", "versions"]
 _CODE = Path(__file__).resolve().parents[1]
 _GIT_TIMEOUT_S = 10
 TAGS = "PIPELINE_TAGS"
@@ -60,9 +60,9 @@ def git_state(directory: Path) -> dict[str, str]:
     Nothing outside a repository, in one without a commit, and where the repository ignores the
     directory (code installed into a project's virtual environment is not that project's).
     """
-    if _git(directory, "check-ignore", "--quiet", ".") is not None:
+    if git_output(directory, "check-ignore", "--quiet", ".") is not None:
         return {}
-    found = _git(directory, "status", "--porcelain=v2", "--branch")
+    found = git_output(directory, "status", "--porcelain=v2", "--branch")
     head = dict(line[2:].split(" ", 1) for line in (found or "").splitlines() if line.startswith("# branch."))
     if found is None or head.get("branch.oid", "(initial)") == "(initial)":
         return {}
@@ -70,7 +70,7 @@ def git_state(directory: Path) -> dict[str, str]:
     return {"git.commit": head["branch.oid"], "git.branch": head["branch.head"], "git.dirty": str(dirty).lower()}
 
 
-def _git(directory: Path, *arguments: str) -> str | None:
+def git_output(directory: Path, *arguments: str) -> str | None:
     """Return what git prints, or None if it fails or there is no git."""
     # Optional locks off: asking must not get in the way of a git command that somebody runs at the same time.
     env = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}

@@ -27,7 +27,8 @@ class Journal:
     """The journal of one run, opened for appending by the one process that writes it.
 
     Each line is `{"t": unix seconds, "kind": kind, ...}` in strict JSON. It is with the operating system when
-    the call returns: killing the process loses nothing. Credentials in URIs don't get as far as the file.
+    the call returns: killing the process loses nothing. Credentials in URIs don't get as far as the file. `seconds` is what
+    writing has taken so far: all that a training waits for its tracking.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -37,6 +38,7 @@ class Journal:
             UsageError: if the file can't be opened for writing.
         """
         self.path = run_dir / JOURNAL
+        self.seconds = 0.0
         try:
             self._file = self.path.open("ab+", buffering=0)
         except OSError as error:
@@ -51,8 +53,10 @@ class Journal:
         Raises:
             TrainingError: if the line can't be written; the file then ends with the line before it.
         """
+        began = time.perf_counter()
         record = {"t": round(time.time(), 3), "kind": kind} | _plain(fields)
         self._append(json.dumps(record, allow_nan=False).encode() + b"\n")
+        self.seconds += time.perf_counter() - began
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Append the metrics of optimiser step `step`: finite floats, or the text `nan`, `inf`, `-inf`.

@@ -13,6 +13,9 @@ from pipeline.track.journal import Record
 
 UID = "run.uid"
 REASON = "status.reason"
+RUN_DIR = "run.dir"
+HEARTBEAT = "heartbeat"
+"""Tag with the unix seconds at which the shipper last was alive."""
 # Limits. Source: mlflow/utils/validation.py of MLflow 3.17.
 _NAME_LENGTH = 250
 _PARAM_LENGTH = 6000
@@ -42,12 +45,17 @@ def changes(there: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
 
 def tags(record: Record, run_dir: Path) -> dict[str, str]:
     """Return the tags of a "run" record."""
-    found = record["tags"] | {UID: record["uid"], "run.dir": str(run_dir.absolute())}
+    found = record["tags"] | {UID: record["uid"], RUN_DIR: str(run_dir.absolute())}
     if "git.commit" in found:
         found[_COMMIT] = found["git.commit"]
     if record.get("resumed_from_step") is not None:
         found["resumed_from_step"] = record["resumed_from_step"]
     return {key: _text(value)[:_TAG_LENGTH] for key, value in found.items()}
+
+
+def counts(dataset: Mapping[str, Any]) -> dict[str, int]:
+    """Return what a data set's profile in MLflow says of it."""
+    return {"num_rows": dataset["images"], "num_classes": dataset["classes"]}
 
 
 def _text(value: Any) -> str:

@@ -5,7 +5,7 @@ Not here: comparing runs, and anything that writes.
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,8 @@ _SUMMARY = "summary/"
 class RunInfo:
     """One run. Times are unix seconds; `step` and `total_steps` optimiser steps; `summary` has fractions, seconds, images/s.
 
+    `last` has the last value of each metric, `config` the flat configuration.
+
     DIED is a run whose journal says RUNNING while no process holds its directory.
     """
 
@@ -37,6 +39,9 @@ class RunInfo:
     step: int = 0
     total_steps: int | None = None
     summary: dict[str, float] = field(default_factory=dict)
+    last: dict[str, float] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
 
 
 def list_runs(root: Path) -> list[RunInfo]:
@@ -75,7 +80,7 @@ def read_run(run_dir: Path) -> RunInfo:
 
 
 def _read_journal(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = {"status": "RUNNING", "summary": {}}
+    found: dict[str, Any] = {"status": "RUNNING", "summary": {}, "last": {}}
     last: Record | None = None
     for record in _telling(path):
         last = record
@@ -86,20 +91,24 @@ def _read_journal(path: Path) -> dict[str, Any]:
 
 
 def _telling(path: Path) -> Iterator[Record]:
-    """Yield the records that a listing needs: all but the training curves, of which only the last line is parsed."""
-    kept: bytes | None = None
+    """Yield the records that a listing needs: all but the curves, of which only the last line of each kind is parsed."""
+    kept: dict[bytes, bytes] = {}
     for line, _ in lines(path):
         if b'"kind": "metrics"' in line[:64] and b'"summary/' not in line:
-            kept = line
+            kind = line.partition(b'"values": {"')[2].partition(b"/")[0]
+            kept.pop(kind, None)  # so that the newest line comes last
+            kept[kind] = line
             continue
-        yield from _parsed(kept)
+        for last in kept.values():
+            yield from _parsed(last)
         yield from _parsed(line)
-        kept = None
-    yield from _parsed(kept)
+        kept.clear()
+    for last in kept.values():
+        yield from _parsed(last)
 
 
-def _parsed(line: bytes | None) -> Iterator[Record]:
-    record = parse(line) if line is not None else None
+def _parsed(line: bytes) -> Iterator[Record]:
+    record = parse(line)
     if record is not None:
         yield record
 
@@ -107,31 +116,36 @@ def _parsed(line: bytes | None) -> Iterator[Record]:
 def _take(found: dict[str, Any], record: Record) -> None:
     if record["kind"] == "run":
         found |= {"name": record["name"], "uid": record["uid"], "status": "RUNNING"}
-        found |= {"total_steps": record["plan"].get("total_steps")}
+        found |= {"total_steps": record["plan"].get("total_steps"), "config": record["config"], "tags": record["tags"]}
         found.setdefault("started", record["t"])
     elif record["kind"] == "status":
         found["status"] = record["status"]
     elif record["kind"] == "metrics":
         found["step"] = record["step"]
+        found["last"].update({key: float(value) for key, value in record["values"].items()})
         told = {k.removeprefix(_SUMMARY): float(v) for k, v in record["values"].items() if k.startswith(_SUMMARY)}
         found["summary"].update(told)
 
 
 def as_json(runs: Sequence[RunInfo]) -> list[dict[str, Any]]:
-    """Return runs as plain values for strict JSON; a summary value that is not finite is null."""
+    """Return runs as plain values for strict JSON; a value that is not finite is null."""
     return [
-        asdict(run)
-        | {"run_dir": str(run.run_dir), "summary": {k: v if math.isfinite(v) else None for k, v in run.summary.items()}}
-        for run in runs
+        asdict(run) | {"run_dir": str(run.run_dir), "summary": _finite(run.summary), "last": _finite(run.last)} for run in runs
     ]
 
 
-def as_table(runs: Sequence[RunInfo]) -> str:
-    """Return runs as an aligned table, one a line under a heading."""
-    heading = ("run", "status", "step", "top-1", "top-5", "img/s", "data wait", "time", "mlflow run", "directory")
-    rows = [heading, *(_row(run) for run in runs)]
+def _finite(values: dict[str, float]) -> dict[str, float | None]:
+    return {key: value if math.isfinite(value) else None for key, value in values.items()}
+
+
+def as_table(runs: Sequence[RunInfo], extra: Mapping[str, Sequence[str]] | None = None) -> str:
+    """Return runs as an aligned table, one a line under a heading; `extra` columns have a text for each run."""
+    extra = extra or {}
+    heading = ("run", "status", "step", "top-1", "top-5", "img/s", "data wait", "time", *extra, "mlflow run", "directory")
+    more = zip(*extra.values(), strict=True) if extra else [()] * len(runs)
+    rows = [heading, *((*row[:8], *cells, *row[8:]) for row, cells in zip(map(_row, runs), more, strict=True))]
     widths = [max(len(row[i]) for row in rows) for i in range(len(heading))]
-    numbers = range(2, 8)
+    numbers = range(2, 8 + len(extra))
     aligned = (
         "  ".join(
             cell.rjust(width) if i in numbers else cell.ljust(width)

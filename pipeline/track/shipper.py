@@ -5,6 +5,7 @@ It must neither make the training wait nor raise into it. Not here: MLflow's own
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ _log = logging.getLogger(__name__)
 _POLL_S = 1.0
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 30.0
+_HEARTBEAT_S = 60.0
 
 
 class _Delivery:
@@ -35,6 +37,7 @@ class _Delivery:
         self._lock = FileLock(run_dir / f"{CURSOR}.lock")
         self._locked = False
         self._tracker: Tracker | None = None
+        self._next_heartbeat = 0.0
         self.cursor = Cursor(redact(uri), experiment)
 
     def advance(self, stop: Callable[[], bool] = lambda: False) -> None:
@@ -57,6 +60,17 @@ class _Delivery:
             self.shipped += len(piece.points)
             if stop():
                 return
+
+    def heartbeat(self) -> None:
+        """Tell MLflow, once a minute at most, that the run lives.
+
+        Raises:
+            Exception: what MLflow raises.
+        """
+        if self._tracker is None or self.cursor.run_id is None or time.monotonic() < self._next_heartbeat:
+            return
+        self._tracker.heartbeat(self.cursor.run_id)
+        self._next_heartbeat = time.monotonic() + _HEARTBEAT_S
 
     def set_status(self, record: Record) -> None:
         """Give the MLflow run, once made, a status that stands in no journal."""
@@ -98,6 +112,8 @@ class _Delivery:
             tracker.status(run_id, event)
         elif event["kind"] == "artifact":
             tracker.artifact(run_id, event, self.run_dir)
+        elif event["kind"] == "model":
+            tracker.model(run_id, event, self.run_dir)
 
 
 class Shipper:
@@ -120,6 +136,11 @@ class Shipper:
     def run_id(self) -> str | None:
         """The MLflow run's id, once it is known."""
         return self._delivery.cursor.run_id
+
+    @property
+    def lost(self) -> bool:
+        """Whether the store could not be reached when it was tried last."""
+        return self._lost
 
     def start(self) -> None:
         """Start to follow the journal."""
@@ -159,6 +180,7 @@ class Shipper:
         shown = redact(self._delivery.uri)
         try:
             self._delivery.advance(self._abandoned.is_set)
+            self._delivery.heartbeat()
         except Exception as error:
             if not self._lost:
                 _log.warning("tracking: %s: %s; training goes on and the journal keeps everything", shown, _one_line(error))

@@ -3,20 +3,24 @@
 Not here: when to call, and what to do when a call fails (`pipeline.track.shipper`).
 """
 
+import json
 import logging
 import os
 import sqlite3
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.track import mapping
+from pipeline.track import mapping, registry
 from pipeline.track.cursor import POINTS_PER_CALL, Point
 from pipeline.track.journal import Record, milliseconds
 from pipeline.track.lock import FileLock
 from pipeline.track.uri import sqlite_path
 
+MODEL = "model"
+"""Folder of a run's artifacts that holds its MLflow model."""
 _log = logging.getLogger(__name__)
 _UPLOAD_TIMEOUT_S = 300
 _TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
@@ -99,7 +103,24 @@ class Tracker:
             self._client.log_batch(run_id, params=batch)
         for batch in _batches([RunTag(key, value) for key, value in tags.items()]):
             self._client.log_batch(run_id, tags=batch)
+        self._inputs(run_id, record.get("datasets", ()))
         self._client.update_run(run_id, "RUNNING")
+
+    def _inputs(self, run_id: str, datasets: Sequence[dict[str, Any]]) -> None:
+        """Store the data sets that a run reads; one that is there already stays as it is."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        inputs = [
+            DatasetInput(
+                Dataset(
+                    d["name"], d["digest"], "local", json.dumps({"uri": d["source"]}), profile=json.dumps(mapping.counts(d))
+                ),
+                [InputTag("mlflow.data.context", d["context"])],
+            )
+            for d in datasets
+        ]
+        if inputs:
+            self._client.log_inputs(run_id, inputs)
 
     def status(self, run_id: str, record: Record) -> None:
         """Set the run's status."""
@@ -110,6 +131,10 @@ class Tracker:
         else:
             self._client.set_terminated(run_id, record["status"], milliseconds(record))
 
+    def heartbeat(self, run_id: str) -> None:
+        """Tell that the run lives."""
+        self._client.set_tag(run_id, mapping.HEARTBEAT, f"{time.time():.0f}")
+
     def artifact(self, run_id: str, record: Record, run_dir: Path) -> None:
         """Upload a file or folder; one that is no longer there is passed over with a warning."""
         path = run_dir / record["path"]
@@ -118,6 +143,17 @@ class Tracker:
             return
         with _patience():
             self._client.log_artifact(run_id, str(path), record.get("artifact_path") or None)
+
+    def model(self, run_id: str, record: Record, run_dir: Path) -> None:
+        """Upload an MLflow model into the artifacts, and register it where a name is given; again does no harm."""
+        path = run_dir / record["path"]
+        if not path.is_dir():
+            _log.warning("%s: no longer there and not brought into MLflow as a model", path)
+            return
+        with _patience():
+            self._client.log_artifacts(run_id, str(path), MODEL)
+        if record.get("register"):
+            registry.register(self._client, run_id, mapping.name(record["register"]), {record["metric"]: record["value"]})
 
 
 @contextmanager

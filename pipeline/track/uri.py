@@ -15,6 +15,11 @@ from pipeline.redact import redact
 _SQLITE = "sqlite:///"
 _VARIABLE = "MLFLOW_TRACKING_URI"
 _SCHEME = re.compile(r"^(databricks$|(databricks|https?|sqlite|postgresql|mysql|mssql)(\+\w+)?://)")
+# File systems that several machines share. 9p and virtiofs are not among them: a virtual machine's own disk may be one.
+_NETWORK = re.compile(
+    r"^(nfs\d*|cifs|smb\d*|smbfs|lustre|gpfs|beegfs|ceph|wekafs|panfs|pvfs2|orangefs|afs|coda|ocfs2|gfs2"
+    r"|fuse\.(sshfs|glusterfs|ceph|juicefs|s3fs|beegfs|weka\S*|rclone))$"
+)
 
 
 def tracking_uri(track: Track, runs_root: Path, env: Mapping[str, str] = os.environ) -> str:
@@ -43,3 +48,37 @@ def sqlite_path(uri: str) -> Path | None:
     if not uri.startswith("sqlite"):
         return None
     return Path(uri.partition(":///")[2].partition("?")[0])
+
+
+def refuse_network_disk(uri: str, mounts: Path = Path("/proc/self/mountinfo")) -> None:
+    """Refuse a sqlite database on a network file system: its locks don't hold between machines, and it breaks.
+
+    Source: https://www.sqlite.org/faq.html#q5
+
+    Raises:
+        ConfigError: naming the file system and the remedy.
+    """
+    database = sqlite_path(uri)
+    kind = _file_system(database, mounts) if database is not None else ""
+    if _NETWORK.match(kind):
+        raise ConfigError(
+            f"track.uri: {database} lies on a network file system ({kind}), where sqlite breaks; start `mlflow server` and set "
+            "track.uri=http://HOST:PORT, name a sqlite file on a local disk, or use track.enabled=false and `sync` later"
+        )
+
+
+def _file_system(path: Path, mounts: Path) -> str:
+    """Return the type of the file system that a path is, or would be, on; empty where that can't be told."""
+    try:
+        lines = mounts.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    whole = Path(os.path.realpath(path))
+    best, found = -1, ""
+    for line in lines:
+        before, _, after = line.partition(" - ")
+        point = Path(before.split()[4].replace("\\040", " "))
+        # Of two mounts on the same point the later one is what is seen.
+        if whole.is_relative_to(point) and len(point.parts) >= best:
+            best, found = len(point.parts), after.split()[0]
+    return found

@@ -14,13 +14,14 @@ Part = Literal["step_s", "data_s", "eval_s", "save_s"]
 
 @dataclass
 class Clock:
-    """Seconds of wall time spent in each part over all starts of the run, and images trained on."""
+    """Seconds of wall time spent in each part over all starts of the run, images trained on, and the GPUs' energy in J."""
 
     step_s: float = 0.0
     data_s: float = 0.0
     eval_s: float = 0.0
     save_s: float = 0.0
     images: int = 0
+    energy_j: float = 0.0
 
     @contextmanager
     def measure(self, part: Part) -> Iterator[None]:

@@ -18,6 +18,7 @@ from pipeline.errors import Stopped, TrainingError
 from pipeline.recipe import optim
 from pipeline.train.checkpoint import Store
 from pipeline.train.evaluate import evaluate
+from pipeline.train.examine import Watch
 from pipeline.train.metrics import Late, Sums, batch_sums
 from pipeline.train.preemption import StopFlag
 from pipeline.train.state import State
@@ -25,6 +26,9 @@ from pipeline.train.state import State
 
 class Listener(Protocol):
     """Is told what happens; the calls come on every rank, in the same order."""
+
+    def look(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Look at the training batches on their way; what is returned yields the same."""
 
     def on_step(self, state: State, step: int, sums: Sums) -> None:
         """The sums of the step that made `step` steps done, over all ranks."""
@@ -54,7 +58,7 @@ def fit(state: State, store: Store, flag: StopFlag, listener: Listener) -> None:
         settle = partial(_settle, state, store, listener, val)
         if _evaluation_is_due(state):  # the run was stopped before it could evaluate
             settle(stop=False)
-        stream = iter(train)
+        stream = listener.look(iter(train))
         while state.step < plan.total_steps:
             sums = train_step(state, stream)
             state.step += 1
@@ -158,8 +162,10 @@ def _settle(state: State, store: Store, listener: Listener, val: Loader, stop: b
 def _evaluate(state: State, listener: Listener, val: Loader) -> bool:
     """Evaluate; return whether the result is the best so far."""
     world, expected = state.world, state.plan.val_images
+    watch = Watch(state.model)
     with state.clock.measure("eval_s"):
-        found = evaluate(state.model, val, state.normalize, world=world, expected=expected, autocast=state.autocast)
+        found = evaluate(watch, watch.over(val), state.normalize, world=world, expected=expected, autocast=state.autocast)
+        state.examined = watch.result(world, state.plan.classes)
     if not math.isfinite(found["loss"]):
         raise TrainingError(f"the validation loss is not finite at step {state.step}; lower optim.lr, lengthen schedule.warmup")
     state.val = {"step": state.step, **found}

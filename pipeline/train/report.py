@@ -5,14 +5,18 @@ Not here: deciding anything. Only rank 0 reports; the others have `Silent`.
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 
 from tqdm import tqdm
 
 from pipeline import units
+from pipeline.data.loader import Batch
 from pipeline.model import weights
 from pipeline.track.journal import Journal
+from pipeline.train import outcome
+from pipeline.train.machines import Machines
 from pipeline.train.metrics import Sums
 from pipeline.train.state import State
 
@@ -26,7 +30,14 @@ def say(text: str) -> None:
 
 
 class Silent:
-    """The listener of the ranks that do not report."""
+    """The listener of the ranks that do not report; it takes part in what all ranks do together."""
+
+    def __init__(self, machines: Machines) -> None:
+        self._machines = machines
+
+    def look(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Return the batches."""
+        return batches
 
     def on_step(self, state: State, step: int, sums: Sums) -> None:
         """Do nothing."""
@@ -35,7 +46,8 @@ class Silent:
         """Do nothing."""
 
     def on_eval(self, state: State) -> None:
-        """Do nothing."""
+        """Tell how busy this node was."""
+        self._machines.gather()
 
     def close(self) -> None:
         """Do nothing."""
@@ -44,7 +56,9 @@ class Silent:
 class Reporter(Silent):
     """Writes the journal, and shows progress: a bar on a terminal, aligned lines in a log file."""
 
-    def __init__(self, state: State, journal: Journal) -> None:
+    def __init__(self, state: State, journal: Journal, machines: Machines, first_batch: Path | None = None) -> None:
+        super().__init__(machines)
+        self._classes, self._first_batch = state.dataset.classes, first_batch
         self._journal = journal
         self._before = state.clock.copy()
         self._start = state.clock.copy()
@@ -52,6 +66,14 @@ class Reporter(Silent):
         shown = sys.stderr.isatty()
         self._bar = tqdm(total=total, initial=state.step, unit="step", dynamic_ncols=True) if shown else None
         self._width = len(str(total))
+
+    def look(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Return the batches; draw the first of a new run."""
+        if self._first_batch is None:
+            return batches
+        first = next(batches)
+        outcome.keep_first_batch(first, self._classes, self._first_batch)
+        return chain([first], batches)
 
     def on_step(self, state: State, step: int, sums: Sums) -> None:
         """Move the bar."""
@@ -72,7 +94,7 @@ class Reporter(Silent):
         self._journal.metrics(
             step,
             {f"train/{k}": v for k, v in means.items()}
-            | {"train/lr": lr, "train/epoch": epoch, "time/train_s": state.clock.train_s}
+            | {"train/lr": lr, "train/epoch": epoch, "time/train_s": state.clock.train_s, "time/active_s": state.clock.total_s}
             | {f"perf/{k}": v for k, v in rates.items()},
         )
         self._say(
@@ -84,7 +106,10 @@ class Reporter(Silent):
     def on_eval(self, state: State) -> None:
         """Write a point of the validation curves."""
         val = state.val
-        self._journal.metrics(state.step, {f"val/{k}": val[k] for k in ("loss", "top1", "top5")})
+        system, energy_j = self._machines.gather()
+        state.clock.energy_j += energy_j
+        told = {f"val/{k}": val[k] for k in ("loss", "top1", "top5")} | {"time/val_s": state.clock.total_s}
+        self._journal.metrics(state.step, told | system)
         self._say(
             f"{self._place(state.step, state)}   val loss {val['loss']:7.4f}   val top1 {val['top1']:6.2%}"
             f"   val top5 {val['top5']:6.2%}   {units.count(int(val['count']), 'image')}"
@@ -122,6 +147,8 @@ def summary(state: State) -> dict[str, float]:
         "best_top1": best["top1"],
         "seconds": clock.total_s,
         "train_seconds": clock.train_s,
+        "device_hours": clock.total_s * state.world.size / 3600,
+        **({"energy_wh": clock.energy_j / 3600} if clock.energy_j else {}),
         **clock.rates(),
     }
 

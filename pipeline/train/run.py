@@ -4,6 +4,7 @@ Not here: any of these things themselves.
 """
 
 import contextlib
+import copy
 import json
 import os
 import sys
@@ -18,9 +19,10 @@ from pipeline.model import weights, zoo
 from pipeline.recipe import loss, optim, schedule
 from pipeline.track.lock import RunLock
 from pipeline.track.runs import read_run
-from pipeline.track.uri import tracking_uri
+from pipeline.track.uri import refuse_network_disk, tracking_uri
 from pipeline.train import checkpoint, engine, report, rundir
 from pipeline.train.batchnorm import StepStatistics
+from pipeline.train.machines import Machines
 from pipeline.train.precision import autocast_type, place
 from pipeline.train.preemption import StopFlag
 from pipeline.train.record import Record
@@ -108,6 +110,8 @@ def _open_run(state: State, held: contextlib.ExitStack) -> RunDir:
     def prepare() -> RunDir | None:
         if not world.is_main:
             return None
+        if state.cfg.track.enabled:
+            refuse_network_disk(tracking_uri(state.cfg.track, state.cfg.run.root))
         path = rundir.choose(state.cfg)
         held.enter_context(RunLock(path))
         rundir.tidy(path)
@@ -138,10 +142,10 @@ def _train(state: State, run: RunDir) -> None:
 
 def _fit(state: State, run: RunDir) -> None:
     cfg, store = state.cfg, checkpoint.Store(run.checkpoints, state.cfg.train.keep_checkpoints)
-    with StopFlag(run.path, cfg.train.max_time) as flag:
-        record = state.world.together(lambda: Record(state, run, flag, sys.argv) if state.world.is_main else None)
+    with StopFlag(run.path, cfg.train.max_time) as flag, Machines(state.world, cfg.track.system_every_s) as machines:
+        record = state.world.together(lambda: Record(state, run, flag, machines, sys.argv) if state.world.is_main else None)
         if record is None:
-            engine.fit(state, store, flag, report.Silent())
+            engine.fit(state, store, flag, report.Silent(machines))
             return
         report.say(report.opening(state, run.path))
         with record:
@@ -156,7 +160,23 @@ def _finish(state: State, run: RunDir, record: Record) -> None:
     about = {"config": to_yaml(state.cfg), "class_names": json.dumps(state.dataset.classes), "run_uid": run.uid}
     weights.save(state.model, run.weights, about)
     record.artifact(run.weights, "weights")
-    record.journal.metrics(state.step, {f"summary/{k}": v for k, v in report.summary(state).items()})
+    _keep_best(state, run, about)
+    if run.best_weights.is_file():
+        record.artifact(run.best_weights, "weights")
+    record.keep_pictures()
+    record.keep_model()
+    found = report.summary(state) | {"tracking_wait": record.journal.seconds / max(state.clock.total_s, 1e-9)}
+    record.journal.metrics(state.step, {f"summary/{k}": v for k, v in found.items()})
+
+
+def _keep_best(state: State, run: RunDir, about: dict[str, str]) -> None:
+    """Write the best weights beside the final ones."""
+    best = checkpoint.Store(run.checkpoints).best
+    if best.is_file():
+        model = copy.deepcopy(weights.unwrap(state.model)).cpu()
+        saved = checkpoint.load(best)
+        weights.load_into(model, saved["model"], str(best))
+        weights.save(model, run.best_weights, about | {"step": str(saved["step"])})
 
 
 def _is_finished(state: State, run: RunDir) -> bool:

@@ -17,7 +17,7 @@ from pipeline.files import write_atomically
 from pipeline.track.identity import new_uid
 
 CHECKPOINTS = "checkpoints"
-WEIGHTS = "model.safetensors"
+WEIGHTS, BEST_WEIGHTS, MLFLOW_MODEL = "model.safetensors", "best.safetensors", "mlflow_model"
 _OURS = ("run.lock", "config.yaml", "run.json", "STOP", "launch")
 
 HARMLESS = re.compile(
@@ -45,6 +45,16 @@ class RunDir:
     def weights(self) -> Path:
         """The final weights."""
         return self.path / WEIGHTS
+
+    @property
+    def best_weights(self) -> Path:
+        """The weights with the best validation result."""
+        return self.path / BEST_WEIGHTS
+
+    @property
+    def mlflow_model(self) -> Path:
+        """Folder of the final network as an MLflow model."""
+        return self.path / MLFLOW_MODEL
 
 
 def choose(cfg: Config) -> Path:

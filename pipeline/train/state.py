@@ -17,6 +17,7 @@ from pipeline.errors import CheckpointError
 from pipeline.model import weights
 from pipeline.train.batchnorm import StepStatistics
 from pipeline.train.clock import Clock
+from pipeline.train.examine import Examined
 from pipeline.train.metrics import Sums
 from pipeline.world import World
 
@@ -29,7 +30,7 @@ class State:
 
     `model` is the bare network, `network` the same under DistributedDataParallel. `window` holds the
     training sums since the last point of the curves, `val` the newest validation metrics with their
-    step, `best` the best ones.
+    step, `best` the best ones, `examined` what the newest evaluation of this process got wrong.
     """
 
     cfg: Config
@@ -50,6 +51,7 @@ class State:
     window: Sums = Sums(0, 0, 0, 0)
     val: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
+    examined: Examined | None = None
 
     @property
     def epoch(self) -> float:

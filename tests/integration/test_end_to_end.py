@@ -47,7 +47,8 @@ def test_a_run_on_two_ranks_that_is_killed_is_one_run_everywhere(trainer: Any, d
     assert steps == list(range(2, 21, 2))
     assert [p.step for p in client.get_metric_history(seen.info.run_id, "val/top1")] == [10, 20]
     files = {f.path for folder in ("config", "weights") for f in client.list_artifacts(seen.info.run_id, folder)}
-    assert files == {"config/config.yaml", "weights/model.safetensors"}
+    kept = {f"config/{name}" for name in ("config.yaml", "environment.json", "plan.json")}
+    assert files - {"config/code.diff"} == kept | {"weights/model.safetensors", "weights/best.safetensors"}
 
     for source in (runs / "one", runs / "one" / "model.safetensors", runs / "one" / "checkpoints" / "step-000000020.pt"):
         found = json.loads(cli("eval", source, digits, "--json").stdout)

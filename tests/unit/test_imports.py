@@ -16,6 +16,7 @@ LEVELS = [
     "model",
     "recipe",
     "train",
+    "compare",
     "__main__",
 ]
 MAY = {"data": {"data"}, "model": {"model"}, "recipe": {"recipe"}, "track": {"track"}}

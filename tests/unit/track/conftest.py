@@ -1,15 +1,12 @@
 """Journals and MLflow stores for the tests of this room."""
 
-import shutil
 import subprocess
 import sys
-import warnings
 from collections import Counter
 
 import pytest
 
 from pipeline.track.journal import Journal
-from pipeline.track.tracker import Tracker, set_environment
 
 
 @pytest.fixture
@@ -21,24 +18,6 @@ def begin():
         journal.event("run", uid=uid, **(fields | {"tags": {"host": "here"}, "resumed_from_step": None} | changes))
 
     return write
-
-
-@pytest.fixture(scope="session")
-def template(tmp_path_factory):
-    """A sqlite database that MLflow has migrated once for all tests."""
-    path = tmp_path_factory.mktemp("template") / "mlflow.db"
-    set_environment()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # raised within SQLAlchemy when MLflow's tables are declared
-        Tracker(f"sqlite:///{path}", "template")
-    return path
-
-
-@pytest.fixture
-def uri(template, tmp_path):
-    """The address of a database of this test's own."""
-    shutil.copyfile(template, tmp_path / "mlflow.db")
-    return f"sqlite:///{tmp_path / 'mlflow.db'}"
 
 
 @pytest.fixture

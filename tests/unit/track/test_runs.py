@@ -32,7 +32,9 @@ def test_a_finished_run_is_told_whole(tmp_path, begin):
     Cursor("http://h", "e", "r1").save(tmp_path / "a")
     (run,) = list_runs(tmp_path)
     first, last = [r for r, _ in read(tmp_path / "a" / "journal.jsonl")][:: 50 + 2]
-    assert run == RunInfo("digits", tmp_path / "a", "u1", "FINISHED", "r1", first["t"], last["t"], 50, 50, SUMMARY)
+    kept = {"train/loss": 1.0} | {f"summary/{key}": value for key, value in SUMMARY.items()}
+    told = {"last": kept, "config": first["config"], "tags": first["tags"]}
+    assert run == RunInfo("digits", tmp_path / "a", "u1", "FINISHED", "r1", first["t"], last["t"], 50, 50, SUMMARY, **told)
 
 
 def test_runs_are_found_at_and_below_a_root_oldest_first(tmp_path, begin):

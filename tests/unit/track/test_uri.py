@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from pipeline.config.schema import Track
 from pipeline.errors import ConfigError
-from pipeline.track.uri import redact, sqlite_path, tracking_uri
+from pipeline.track.uri import redact, refuse_network_disk, sqlite_path, tracking_uri
 
 
 @pytest.mark.parametrize(
@@ -69,3 +69,39 @@ def test_addresses_of_mlflow_are_taken(uri, tmp_path):
 def test_sqlite_path_is_the_database_file():
     assert sqlite_path("sqlite:////a/b.db?x=1") == Path("/a/b.db")
     assert sqlite_path("http://h/sqlite:///x") is None
+
+
+MOUNTS = """\
+21 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
+30 21 0:40 / /home rw,relatime shared:2 - nfs4 server:/home rw,vers=4.2
+31 30 0:41 / /home/me/local rw,relatime - tmpfs tmpfs rw
+32 21 0:42 / /with\\040space rw,relatime - lustre mgs@tcp:/fs rw
+33 21 0:43 / /over rw,relatime - nfs server:/x rw
+34 21 0:44 / /over rw,relatime - xfs /dev/sdb rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/home/me/runs/mlflow.db", "nfs4"),
+        ("/with space/mlflow.db", "lustre"),
+        ("/home/me/local/mlflow.db", None),
+        ("/homework/mlflow.db", None),
+        ("/over/mlflow.db", None),
+    ],
+)
+def test_sqlite_on_a_network_disk_is_refused(tmp_path, path, kind):
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(MOUNTS)
+    if kind is None:
+        refuse_network_disk(f"sqlite:///{path}", mounts)
+        return
+    with pytest.raises(ConfigError, match=rf"network file system \({kind}\).*track.uri=http://HOST:PORT"):
+        refuse_network_disk(f"sqlite:///{path}", mounts)
+    refuse_network_disk("http://host:5000", mounts)
+
+
+def test_this_machines_own_disks_are_fine(tmp_path):
+    refuse_network_disk(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    refuse_network_disk(f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / "no-such-file")

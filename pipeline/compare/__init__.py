@@ -1,0 +1,1 @@
+"""Comparing runs: what differs between them, which is better, and at what cost."""

@@ -1,0 +1,128 @@
+"""The command line of this room: `compare` and `runs`.
+
+Not here: work; imports are inside the command, so that `--help` is quick.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from pipeline.compare.report import Report
+
+_FILE = click.Path(path_type=Path)
+_COSTS = ("seconds", "device_hours", "target:seconds", "target:device_hours")
+
+
+def _to(flag: str, parameter: str, help_text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return click.option(flag, parameter, is_flag=False, flag_value="-", metavar="[FILE]", help=help_text)
+
+
+@click.command()
+@click.argument("runs", nargs=-1, metavar="[RUN]...")
+@click.option("--metric", default="val/top1", show_default=True, help="What to compare by.")
+@click.option("--target", type=float, help="Show steps, time and device-hours until the metric was as good as this.")
+@click.option(
+    "--group-by", metavar="KEY", help="Pool runs by a config key or tag; default: those that differ in the seed only."
+)
+@click.option("--baseline", metavar="RUN|GROUP", help="What the others are compared with; default: the first run's group.")
+@click.option("--cost", type=click.Choice(_COSTS), default="seconds", show_default=True, help="The cost of the Pareto front.")
+@click.option("--fail-if", metavar="CONDITION", help="Exit 1 if it holds, such as 'val/top1 < baseline - 0.3%'.")
+@click.option("--root", type=_FILE, default="runs", show_default=True, help="Folder of run directories.")
+@click.option("--uri", help="MLflow server or store; default: the one of the runs in the folder.")
+@click.option("--experiment", "experiments", multiple=True, help="Look in this experiment only; may be repeated.")
+@click.option(
+    "--source",
+    type=click.Choice(["auto", "journal", "mlflow"]),
+    default="auto",
+    show_default=True,
+    help="Read journals, MLflow, or journals where they are and MLflow where not.",
+)
+@_to("--json", "json_to", "Print JSON instead, or write it to FILE.")
+@_to("--csv", "csv_to", "Print CSV instead, or write it to FILE.")
+@click.option("--html", "html_to", type=_FILE, metavar="FILE", help="Write one self-contained page with interactive curves.")
+def compare(runs: tuple[str, ...], **options: Any) -> None:
+    """Compare RUNs: what differs, which is better, which reached the target first, and at what cost.
+
+    A RUN is a run directory or a folder of them, an id, a name, or tag:KEY=VALUE; without any, all runs of the
+    --experiments are meant. Accuracies are fractions: --target 0.75; in conditions 0.3% is 0.003.
+    """
+    from pipeline.compare import condition, html, report, select
+
+    if not runs and not options["experiments"]:
+        raise click.UsageError("give RUNs to compare, or an --experiment")
+    failing = condition.parse(options["fail_if"]) if options["fail_if"] else None
+    place = select.Place(options["root"], options["uri"], options["experiments"], options["source"])
+    wanted = report.Wanted(*(options[key] for key in ("metric", "target", "group_by", "baseline", "cost")))
+    found = report.make(select.find(runs, place), wanted)
+    if options["html_to"] is not None:
+        html.write(found, options["html_to"])
+    _emit(found, options["json_to"], options["csv_to"])
+    if failing is not None:
+        report.check(found, failing)
+
+
+def _emit(found: "Report", json_to: str | None, csv_to: str | None) -> None:
+    from pipeline.compare import report, text
+
+    made: list[tuple[str | None, Callable[[], str]]] = [
+        (json_to, lambda: json.dumps(report.as_json(found), indent=2, allow_nan=False) + "\n"),
+        (csv_to, lambda: report.as_csv(found)),
+    ]
+    asked = [(to, make) for to, make in made if to is not None]
+    for to, make in asked:
+        _put(to, make())
+    if not asked:
+        click.echo(text.render(found))
+
+
+def _put(to: str | None, text: str) -> None:
+    from pipeline.files import write_atomically
+
+    if to in (None, "-"):
+        click.echo(text, nl=False)
+    else:
+        write_atomically(Path(str(to)), lambda p: p.write_text(text, encoding="utf-8"))
+
+
+@click.group(invoke_without_command=True)
+@click.option("--root", type=_FILE, default="runs", show_default=True, help="Folder of run directories.")
+@click.option(
+    "--where", multiple=True, metavar="CONDITION", help="Such as 'val/top1>0.9', optim.lr=0.1, state=FINISHED; all hold."
+)
+@click.option("--sort", metavar="KEY", help="Sort by a metric, a config key or a tag; default: oldest first.")
+@click.option("--reverse", is_flag=True, help="Largest first.")
+@click.option("--group-by", metavar="KEY", help="A table for each value of a config key or tag.")
+@click.option("--column", "columns", multiple=True, metavar="KEY", help="Show this too; may be repeated.")
+@_to("--json", "json_to", "Print JSON instead, or write it to FILE.")
+@click.pass_context
+def runs(context: click.Context, /, **options: Any) -> None:
+    """List the runs in a folder with their state and results."""
+    from pipeline.compare import listing
+    from pipeline.track.runs import as_json, list_runs
+
+    if context.invoked_subcommand is not None:
+        context.obj = options["root"]
+        return
+    query = listing.Query(*(options[key] for key in ("where", "sort", "reverse", "group_by", "columns")))
+    found = listing.choose(list_runs(options["root"]), query)
+    if options["json_to"] is None:
+        click.echo(listing.render(found, query))
+    else:
+        _put(options["json_to"], json.dumps(as_json(found), indent=2, allow_nan=False) + "\n")
+
+
+@runs.command("watch")
+@click.option("--every", "every_s", type=click.FloatRange(0.1), default=2.0, show_default=True, help="Seconds between looks.")
+@click.option("--root", type=_FILE, help="Folder of run directories; default: as given to `runs`.")
+@click.pass_context
+def runs_watch(context: click.Context, /, every_s: float, root: Path | None) -> None:
+    """Follow the runs that are training: progress, speed, time left, state. Ends when none is training any more."""
+    import sys
+
+    from pipeline.compare import listing
+
+    listing.watch(root or context.obj, every_s, clear=sys.stdout.isatty())

@@ -1,0 +1,174 @@
+"""What a run achieved and what it cost, and in what two runs differ: figures made from what was recorded.
+
+Not here: groups of runs (`statistics`), and how figures are shown (`text`, `html`).
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.compare.read import Curve, RunData
+from pipeline.train.rundir import HARMLESS
+
+SEED = "seed"
+_LOWER = re.compile(r"(loss|error|seconds|_s|wait|hours)$")
+_COMMIT_LENGTH = 12
+_CODE = re.compile(r"^git\.")
+# Tags that differ from run to run without saying anything about what was computed.
+_NOT_TELLING = re.compile(r"^(mlflow\.|run\.|config\.digest$|command$|resumed_from_step$|status\.|changed\.|world_size$)")
+
+
+@dataclass(frozen=True)
+class Reached:
+    """When a metric first was as good as a target: optimiser steps, active seconds, hours summed over devices."""
+
+    steps: int
+    seconds: float
+    device_hours: float
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One run in numbers.
+
+    `last` and `best` hold each validation and training metric; `best_step` belongs to the metric compared by.
+    `images_per_s` and `data_wait` (a fraction) are medians over the points of the curves. None: not recorded.
+    """
+
+    steps: int
+    total_steps: int | None
+    epochs: float | None
+    last: dict[str, float]
+    best: dict[str, float]
+    best_step: int | None
+    target: Reached | None
+    seconds: float | None
+    device_hours: float | None
+    images_per_s: float | None
+    data_wait: float | None
+
+    def value(self, name: str) -> float | None:
+        """Return a figure by name: a metric's last value, `best:METRIC`, `target:seconds`, `seconds`, ...; None if missing.
+
+        A target that was never reached took infinitely long.
+        """
+        kind, _, rest = name.partition(":")
+        if kind == "best" and rest:
+            return self.best.get(rest)
+        if kind == "target" and rest:
+            return math.inf if self.target is None else asdict(self.target).get(rest)
+        found = self.last.get(name, asdict(self).get(name))
+        return float(found) if isinstance(found, int | float) else None
+
+
+def lower_is_better(metric: str) -> bool:
+    """Tell from a metric's name which way is better."""
+    return _LOWER.search(metric) is not None
+
+
+def measure(run: RunData, metric: str, target: float | None = None) -> Figures:
+    """Return the figures of a run; `metric` is the one that best, and `target`, are about."""
+    place = _best_place(run.curves.get(metric), metric)
+    steps = run.step
+    seconds = float(run.seconds(np.array([float(steps)]))[0])
+    total = run.plan.get("total_steps")
+    per_epoch = run.plan.get("steps_per_epoch")
+    return Figures(
+        steps=steps,
+        total_steps=int(total) if total is not None else None,
+        epochs=steps / float(per_epoch) if per_epoch else None,
+        last={key: float(curve.values[-1]) for key, curve in run.curves.items()},
+        best={key: _best(curve, key) for key, curve in run.curves.items() if key.startswith(("val/", "train/"))},
+        best_step=None if place is None else int(run.curves[metric].steps[place]),
+        target=None if target is None else _reached(run, metric, target),
+        seconds=None if math.isnan(seconds) else seconds,
+        device_hours=None if math.isnan(seconds) else run.device_hours(steps),
+        images_per_s=_median(run.curves.get("perf/images_per_s")),
+        data_wait=_median(run.curves.get("perf/data_wait")),
+    )
+
+
+def _best_place(curve: Curve | None, metric: str) -> int | None:
+    if curve is None or np.isnan(curve.values).all():
+        return None
+    return int(np.nanargmin(curve.values) if lower_is_better(metric) else np.nanargmax(curve.values))
+
+
+def _best(curve: Curve, metric: str) -> float:
+    place = _best_place(curve, metric)
+    return math.nan if place is None else float(curve.values[place])
+
+
+def _median(curve: Curve | None) -> float | None:
+    return None if curve is None else float(np.median(curve.values))
+
+
+def _reached(run: RunData, metric: str, target: float) -> Reached | None:
+    curve = run.curves.get(metric)
+    if curve is None:
+        return None
+    good = curve.values <= target if lower_is_better(metric) else curve.values >= target
+    if not good.any():
+        return None
+    step = curve.steps[good.argmax()]
+    return Reached(int(step), float(run.seconds(np.array([step]))[0]), run.device_hours(step))
+
+
+def differences(runs: Sequence[RunData]) -> dict[str, dict[str, list[str]]]:
+    """Return what is not the same in all runs, as {"config" | "code" | "environment": {key: a text for each run}}."""
+    tags = [_telling(run) for run in runs]
+    return {
+        "config": _differing([run.config for run in runs], lambda key: not key.startswith("run.")),
+        "code": _differing(tags, lambda key: bool(_CODE.match(key))),
+        "environment": _differing(
+            [t | {"world_size": r.plan.get("world_size")} for t, r in zip(tags, runs, strict=True)],
+            lambda key: not _CODE.match(key),
+        ),
+    }
+
+
+def _telling(run: RunData) -> dict[str, str]:
+    """Return the tags that say something and are not in the configuration anyway; commits cut to what git shows."""
+    found = {k: v for k, v in run.tags.items() if not _NOT_TELLING.match(k) and f"track.tags.{k}" not in run.config}
+    return found | ({"git.commit": found["git.commit"][:_COMMIT_LENGTH]} if "git.commit" in found else {})
+
+
+def _differing(maps: Sequence[Mapping[str, Any]], wanted: Any) -> dict[str, list[str]]:
+    keys = dict.fromkeys(key for one in maps for key in one if wanted(key))
+    rows = {key: [_text(one.get(key)) for one in maps] for key in keys}
+    return {key: texts for key, texts in rows.items() if len(set(texts)) > 1}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {None: "-", True: "true", False: "false"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def group_names(runs: Sequence[RunData], by: str | None) -> list[str]:
+    """Return for each run the group it is pooled in: by a config key or tag, else runs that differ in their seed only."""
+    if by is not None:
+        return [_text(_named(run, by)) for run in runs]
+    learned = [{k: _text(v) for k, v in run.config.items() if k != SEED and not HARMLESS.match(k)} for run in runs]
+    telling = _differing(learned, lambda key: True)
+    described = [
+        ", ".join(f"{key}={texts[i]}" for key, texts in telling.items()) or (run.config.get("run.name") or run.name)
+        for i, run in enumerate(runs)
+    ]
+    return [text if len(text) <= 60 else f"{text[:57]}..." for text in described] if _still_apart(described) else described
+
+
+def _still_apart(names: Sequence[str]) -> bool:
+    """Return whether names cut to 60 signs tell as many groups apart as the whole names do."""
+    return len({name[:57] for name in names}) == len(set(names))
+
+
+def _named(run: RunData, key: str) -> Any:
+    for place in (run.config, run.tags):
+        if key in place:
+            return place[key]
+    return run.plan.get(key.removeprefix("plan."))

@@ -1,0 +1,142 @@
+"""Runs as a comparison needs them: their curves as arrays, configuration, code, environment; read from journals.
+
+Not here: which runs are meant (`select`), MLflow's stores (`store`), and what the numbers say (`figures`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import UsageError
+from pipeline.track.curves import Points, add
+from pipeline.track.journal import JOURNAL, Record, read
+from pipeline.track.lock import in_use
+
+Floats = NDArray[np.float64]
+ACTIVE, TRAINING, AT_EVALUATION = "time/active_s", "time/train_s", "time/val_s"
+AT_END = "summary/seconds"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The n points of a metric, in the order of their steps.
+
+    Attributes:
+        steps: float64[n], optimiser steps done, rising.
+        values: float64[n].
+    """
+
+    steps: Floats
+    values: Floats
+
+
+@dataclass(frozen=True)
+class RunData:
+    """A run with everything it recorded.
+
+    `worlds` says from which step on how many processes trained: (step, processes), rising.
+    `source` is the run directory, or the address of an MLflow store and the run's id there.
+    """
+
+    name: str
+    uid: str
+    source: str
+    status: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    worlds: tuple[tuple[float, int], ...] = ((0.0, 1),)
+
+    @property
+    def step(self) -> int:
+        """The last optimiser step of which anything is recorded."""
+        return int(max((curve.steps[-1] for curve in self.curves.values()), default=0))
+
+    def seconds(self, steps: Floats) -> Floats:
+        """Return the active seconds (training, evaluation and saving; no time in a queue) that float64[n] steps took.
+
+        In a straight line between recorded points. NaN without any record of time.
+        """
+        first = self.curves.get(ACTIVE) or self.curves.get(TRAINING)
+        clocks = [first, self.curves.get(AT_EVALUATION), self.curves.get(AT_END)]
+        known = dict.fromkeys([0.0], 0.0)
+        for clock in clocks:  # at the same step the later ones have been read later
+            known |= {} if clock is None else dict(zip(clock.steps.tolist(), clock.values.tolist(), strict=True))
+        if len(known) == 1:
+            return np.full(len(steps), np.nan)
+        places = np.array(sorted(known))
+        found: Floats = np.interp(steps, places, [known[place] for place in places.tolist()])
+        return found
+
+    def device_hours(self, step: float) -> float:
+        """Return the hours up to `step`, summed over the processes (one for each GPU) that were training then."""
+        starts = [max(0.0, min(start, step)) for start, _ in self.worlds]
+        seconds = self.seconds(np.array([0.0, *starts[1:], step]))
+        return float(sum(np.diff(seconds) * [size for _, size in self.worlds])) / 3600
+
+
+def read_journal(run_dir: Path) -> RunData:
+    """Read a run directory.
+
+    Steps that a resumed run did over count once, as in MLflow.
+
+    Raises:
+        UsageError: if the journal can't be read or holds no run.
+    """
+    try:
+        found = _collect(run_dir / JOURNAL)
+        dead = found.status == "RUNNING" and not in_use(run_dir)
+    except OSError as error:
+        raise UsageError(f"{run_dir}: can't read {JOURNAL}: {error.strerror}; give the directory of a run") from error
+    run = found.run
+    if run is None:
+        raise UsageError(f"{run_dir}: the run died before it began; leave it out")
+    return RunData(
+        name=run["name"],
+        uid=run["uid"],
+        source=str(run_dir),
+        status="DIED" if dead else found.status,
+        config=run["config"],
+        plan=run["plan"],
+        tags=run["tags"],
+        curves=curves(found.points),
+        worlds=tuple(found.worlds),
+    )
+
+
+def curves(points: Points) -> dict[str, Curve]:
+    """Return lists of steps and values as arrays."""
+    return {key: Curve(np.array(steps, np.float64), np.array(values, np.float64)) for key, (steps, values) in points.items()}
+
+
+@dataclass
+class _Found:
+    """What a journal holds; the last "run" record counts."""
+
+    run: Record | None = None
+    status: str = "RUNNING"
+    points: Points = field(default_factory=dict)
+    worlds: list[tuple[float, int]] = field(default_factory=list)
+
+    def take(self, record: Record) -> None:
+        if record["kind"] == "metrics":
+            add(self.points, record)
+        elif record["kind"] == "status":
+            self.status = record["status"]
+        elif record["kind"] == "run":
+            start = float(record["resumed_from_step"] or 0)
+            size = int(record["plan"].get("world_size", 1))
+            self.run, self.status = record, "RUNNING"
+            self.worlds = [*(w for w in self.worlds if w[0] < start), (start, size)]
+
+
+def _collect(journal: Path) -> _Found:
+    found = _Found()
+    for record, _ in read(journal):
+        found.take(record)
+    return found

@@ -1,0 +1,101 @@
+"""Which runs a command line means: directories, ids, names and tags, found in journals first and in MLflow then.
+
+Not here: what is read of them (`read`, `store`).
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pipeline.compare.read import RunData, read_journal
+from pipeline.compare.store import Store
+from pipeline.config.schema import Track
+from pipeline.errors import UsageError
+from pipeline.track.journal import JOURNAL
+from pipeline.track.runs import RunInfo, list_runs
+from pipeline.track.uri import sqlite_path, tracking_uri
+
+Source = Literal["auto", "journal", "mlflow"]
+_SHORTEST_ID = 6
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where to look for runs: directories below `root`, and an MLflow store (None: the one of runs in `root`)."""
+
+    root: Path = Path("runs")
+    uri: str | None = None
+    experiments: tuple[str, ...] = ()
+    source: Source = "auto"
+
+    @cached_property
+    def journals(self) -> list[RunInfo]:
+        """The runs below `root`, oldest first."""
+        runs = list_runs(self.root) if self.source != "mlflow" else []
+        return [r for r in runs if not self.experiments or r.config.get("track.experiment") in self.experiments]
+
+    @cached_property
+    def store(self) -> Store | None:
+        """The MLflow store, None if there is none or it is not to be asked."""
+        if self.source == "journal":
+            return None
+        uri = tracking_uri(Track(uri=self.uri), self.root)
+        database = sqlite_path(uri)
+        return None if database is not None and not database.is_file() else Store(uri, self.experiments)
+
+
+def find(texts: Sequence[str], place: Place) -> list[RunData]:
+    """Return the runs that are meant, each once, in the order given; without texts, all runs of the experiments.
+
+    Raises:
+        UsageError: if a text means no run, or what it means can't be read.
+    """
+    found = [run for text in texts for run in _meant(text, place)]
+    if not texts:
+        found = [read_journal(run.run_dir) for run in place.journals if run.uid]
+    firsts: dict[str, RunData] = {}
+    for run in found:
+        firsts.setdefault(run.uid, run)
+    return list(firsts.values())
+
+
+def _meant(text: str, place: Place) -> list[RunData]:
+    directory = Path(text)
+    if place.source != "mlflow" and directory.is_dir():
+        return _below(directory)
+    here = [run for run in place.journals if run.uid and _matches(run, text)]
+    if here:
+        return [read_journal(run.run_dir) for run in here]
+    there = place.store.find(text) if place.store else []
+    if there:
+        return there
+    raise UsageError(f"{text}: no such run {_looked(place)}; {_hint(place.journals)}")
+
+
+def _below(directory: Path) -> list[RunData]:
+    if (directory / JOURNAL).is_file():
+        return [read_journal(directory)]
+    found = [read_journal(run.run_dir) for run in list_runs(directory) if run.uid]
+    if not found:
+        raise UsageError(f"{directory}: holds no run; give a run directory, or a folder of them")
+    return found
+
+
+def _matches(run: RunInfo, text: str) -> bool:
+    if text.startswith("tag:"):
+        key, _, value = text.removeprefix("tag:").partition("=")
+        return run.tags.get(key) == value
+    by_id = len(text) >= _SHORTEST_ID and any((name or "").startswith(text) for name in (run.uid, run.mlflow_run_id))
+    return by_id or text in (run.name, run.run_dir.name)
+
+
+def _looked(place: Place) -> str:
+    stores = [] if place.store is None else [place.store.uri]
+    return "in " + " and ".join([*([str(place.root)] if place.source != "mlflow" else []), *stores])
+
+
+def _hint(runs: Iterable[RunInfo]) -> str:
+    names = list(dict.fromkeys(run.name for run in runs))[-5:]
+    return f"there are {', '.join(names)}" if names else "give a directory, an id, a name or tag:KEY=VALUE"

@@ -1,0 +1,148 @@
+"""A comparison as text for a terminal: tables and an overlay of curves.
+
+Not here: the figures themselves (`report`).
+"""
+
+import math
+import re
+from collections.abc import Sequence
+
+from pipeline import units
+from pipeline.compare import plot
+from pipeline.compare.figures import Figures
+from pipeline.compare.report import Report
+
+_FRACTION = re.compile(r"(^|/)(top\d|best_top\d|data_wait|accuracy)$")
+_WIDEST = 36  # characters of a value in the table of differences
+
+
+def render(report: Report, width: int = 72) -> str:
+    """Return the whole comparison; curves are `width` characters wide."""
+    parts = [_runs(report), _pareto(report), _groups(report), _differences(report), _curves(report, width)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def number(metric: str, value: float | None) -> str:
+    """Return a metric's value for people: fractions in per cent."""
+    if value is None:
+        return "-"
+    return f"{100 * value:.2f} %" if _FRACTION.search(metric) else f"{value:.4g}"
+
+
+def table(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
+    """Return rows (the first is the heading) in columns, aligned to the right but for those in `left`."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    aligned = (
+        "  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    )
+    return "\n".join(line.rstrip() for line in aligned)
+
+
+def _runs(report: Report) -> str:
+    metric, target = report.wanted.metric, report.wanted.target
+    reached = [] if target is None else [f"steps to {number(metric, target)}", "time to it", "device-h to it"]
+    heading = ["", "run", "state", "steps", f"last {metric}", "best", "at step", *reached]
+    heading += ["time", "device-h", "img/s", "data wait"]
+    rows = [heading]
+    for mark, run, found in zip(_marks(report), report.runs, report.figures, strict=True):
+        to_target = [] if target is None else _target(found)
+        rows.append(
+            [
+                mark,
+                _label(report, run.name, run.uid),
+                run.status,
+                f"{found.steps}/{found.total_steps or '?'}",
+                number(metric, found.last.get(metric)),
+                number(metric, found.best.get(metric)),
+                "-" if found.best_step is None else str(found.best_step),
+                *to_target,
+                *_cost(found.seconds, found.device_hours),
+                "-" if found.images_per_s is None else f"{found.images_per_s:,.0f}",
+                number("data_wait", found.data_wait),
+            ]
+        )
+    return table(rows, left=(0, 1, 2))
+
+
+def _marks(report: Report) -> list[str]:
+    return [plot.MARKS[i % len(plot.MARKS)] for i in range(len(report.runs))]
+
+
+def _label(report: Report, name: str, uid: str) -> str:
+    """Return a run's name, with the beginning of its id where others have the same name."""
+    return f"{name} {uid[:6]}" if sum(run.name == name for run in report.runs) > 1 else name
+
+
+def _target(found: Figures) -> list[str]:
+    if found.target is None:
+        return ["never", "-", "-"]
+    return [str(found.target.steps), *_cost(found.target.seconds, found.target.device_hours)]
+
+
+def _cost(seconds: float | None, device_hours: float | None) -> list[str]:
+    if seconds is None or device_hours is None or math.isnan(seconds):
+        return ["-", "-"]
+    return [units.seconds(seconds), f"{device_hours:.3g}"]
+
+
+def _pareto(report: Report) -> str:
+    front = [
+        f"{mark} ({_label(report, run.name, run.uid)})"
+        for mark, run, on in zip(_marks(report), report.runs, report.front, strict=True)
+        if on
+    ]
+    if len(report.runs) < 2 or not front:
+        return ""
+    return f"On the Pareto front of best {report.wanted.metric} against {report.wanted.cost}: {', '.join(front)}"
+
+
+def _groups(report: Report) -> str:
+    if not report.pooled or len(report.runs) == len(report.pooled) == 1:
+        return ""
+    metric = report.wanted.metric
+    heading = ["group", "n", f"mean {metric}", "95 % interval", "difference", "95 % interval", "p (Welch)", "g (Hedges)", ""]
+    claims = {claim.group: claim for claim in report.claims}
+    rows = [heading]
+    for group in report.pooled:
+        claim = claims.get(group.name)
+        about = [""] * 4 + ["baseline" if group.name == report.baseline else ""]
+        if claim is not None:
+            about = [
+                number(metric, claim.difference),
+                _interval(metric, claim.low, claim.high),
+                "-" if claim.p is None else f"{claim.p:.3g}",
+                "-" if claim.effect is None else f"{claim.effect:.2f}",
+                claim.verdict,
+            ]
+        mean = number(metric, group.mean)
+        rows.append([group.name, str(group.n), mean, _interval(metric, group.low, group.high), *about])
+    return table(rows, left=(0, 8))
+
+
+def _interval(metric: str, low: float | None, high: float | None) -> str:
+    return "-" if low is None or high is None else f"{number(metric, low).removesuffix(' %')} to {number(metric, high)}"
+
+
+def _differences(report: Report) -> str:
+    parts = []
+    for kind, rows in report.differences.items():
+        shown = [[f"{kind} that differs" if kind != "code" else "code that differs", *_marks(report)]]
+        shown += [[key, *(_cut(text) for text in texts)] for key, texts in rows.items()]
+        if rows:
+            parts.append(table(shown, left=range(len(shown[0]))))
+    return (
+        "\n\n".join(parts) if parts else ("Configuration, code and environment are the same." if len(report.runs) > 1 else "")
+    )
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 3]}..."
+
+
+def _curves(report: Report, width: int) -> str:
+    metric = report.wanted.metric
+    known = [run.curves.get(metric) for run in report.runs]
+    empty = next(curve for curve in known if curve is not None)
+    drawn = plot.draw([(c.steps, c.values) if c is not None else (empty.steps[:0], empty.values[:0]) for c in known], width)
+    return f"{metric} against steps\n{drawn}" if drawn else ""

@@ -1,0 +1,84 @@
+"""Closing runs in MLflow whose process is gone without a word.
+
+Not here: bringing a journal into MLflow (`shipper`), which is what happens to those that have one at hand.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UsageError
+from pipeline.redact import redact
+from pipeline.track import mapping
+from pipeline.track.journal import JOURNAL
+from pipeline.track.lock import in_use
+from pipeline.track.shipper import sync
+from pipeline.track.tracker import set_environment
+
+
+@dataclass(frozen=True)
+class Reaped:
+    """A run that MLflow took for running and that was closed; `silent_s` seconds after its last sign of life."""
+
+    run_id: str
+    name: str
+    status: str
+    silent_s: float
+
+
+def reap(uri: str, after_s: float) -> list[Reaped]:
+    """Close every run of ours in the store that has given no sign of life for `after_s` seconds; return those.
+
+    Signs of life are a held lock on the run directory, a line in its journal, and the heartbeat that the shipper sends.
+    A run whose journal is at hand is brought up to date from it and so gets the status that stands there.
+
+    Raises:
+        UsageError: if the store can't be read.
+    """
+    from mlflow import MlflowClient
+    from mlflow.entities import ViewType
+
+    set_environment()
+    try:
+        client = MlflowClient(tracking_uri=uri)
+        ids = [e.experiment_id for e in client.search_experiments(view_type=ViewType.ACTIVE_ONLY)]
+        running = client.search_runs(ids, "attributes.status = 'RUNNING'", max_results=1000)
+        now = time.time()
+        silent = [(run, now - _last_sign(run)) for run in running if mapping.UID in run.data.tags and not _lives(run)]
+        return [_close(client, uri, run, seconds) for run, seconds in silent if seconds >= after_s]
+    except UsageError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"{redact(uri)}: {redact(reason)[:300]}; check the address (--uri)") from error
+
+
+def _directory(run: Any) -> Path | None:
+    """Return the run's directory if this machine sees it."""
+    path = Path(run.data.tags.get(mapping.RUN_DIR, ""))
+    return path if path.is_absolute() and (path / JOURNAL).is_file() else None
+
+
+def _lives(run: Any) -> bool:
+    directory = _directory(run)
+    return directory is not None and in_use(directory)
+
+
+def _last_sign(run: Any) -> float:
+    """Return when the run was last heard of, unix seconds."""
+    signs: list[float] = [run.info.start_time / 1000, float(run.data.tags.get(mapping.HEARTBEAT, 0))]
+    directory = _directory(run)
+    if directory is not None:
+        signs.append((directory / JOURNAL).stat().st_mtime)
+    return max(signs)
+
+
+def _close(client: Any, uri: str, run: Any, silent_s: float) -> Reaped:
+    run_id, directory = run.info.run_id, _directory(run)
+    if directory is not None:
+        sync(directory, uri, client.get_experiment(run.info.experiment_id).name)
+    if client.get_run(run_id).info.status == "RUNNING":
+        client.set_tag(run_id, mapping.REASON, f"no sign of life for {silent_s:.0f} s")
+        client.set_terminated(run_id, "FAILED")
+    return Reaped(run_id, run.info.run_name, client.get_run(run_id).info.status, silent_s)

@@ -1,0 +1,58 @@
+import json
+
+import pytest
+
+from pipeline.__main__ import main
+
+
+@pytest.fixture
+def root(write, tmp_path):
+    write("base", [0.70], config={"optim.lr": 0.1})
+    write("new", [0.65], config={"optim.lr": 0.2})
+    return tmp_path / "runs"
+
+
+def run(*arguments):
+    with pytest.raises(SystemExit) as ended:
+        main([str(a) for a in arguments])
+    return ended.value.code
+
+
+def test_a_regression_ends_with_one_and_one_line(root, capsys):
+    condition = ["--fail-if", "val/top1 < baseline - 0.3%"]
+    assert run("compare", "base", "new", "--root", root, *condition) == 1
+    said = capsys.readouterr()
+    assert said.err.startswith("error: --fail-if 'val/top1 < baseline - 0.3%' holds for optim.lr=0.2: val/top1 = 0.65")
+    assert said.err.count("\n") == 1 and "val/top1 against steps" in said.out
+    assert run("compare", "new", "base", "--root", root, *condition) == 0
+
+
+def test_bad_input_ends_with_two_and_one_line(root, capsys):
+    for wrong in (["nobody"], ["base", "--fail-if", "x y"], ["base", "--metric", "z"], ["base", "--baseline", "z"], []):
+        assert run("compare", *wrong, "--root", root, "--source", "journal") == 2
+    assert run("runs", "--root", root, "--where", "x") == 2
+    assert run("ui", "--root", root) == 2
+    assert all(
+        line.startswith(("error: ", "Error: ", "Usage: ", "Try ")) or not line for line in capsys.readouterr().err.splitlines()
+    )
+
+
+def test_json_csv_and_html_go_where_they_are_asked_to(root, tmp_path, capsys):
+    files = [tmp_path / name for name in ("c.json", "c.csv", "c.html")]
+    assert run("compare", root, "--json", files[0], "--csv", files[1], "--html", files[2]) == 0
+    assert capsys.readouterr().out == ""
+    assert [r["name"] for r in json.loads(files[0].read_text())["runs"]] == ["base", "new"]
+    assert len(files[1].read_text().splitlines()) == 3 and files[2].stat().st_size > 5000
+    assert run("compare", root, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["metric"] == "val/top1"
+
+
+def test_runs_are_listed_and_watched(root, tmp_path, capsys):
+    assert run("runs", "--root", root, "--where", "val/top1>0.66", "--json") == 0
+    assert [r["name"] for r in json.loads(capsys.readouterr().out)] == ["base"]
+    assert run("runs", "--root", root, "--json", tmp_path / "runs.json") == 0
+    assert len(json.loads((tmp_path / "runs.json").read_text())) == 2
+    capsys.readouterr()
+    for words in (["--root", root, "watch"], ["watch", "--root", root]):
+        assert run("runs", *words) == 0
+        assert capsys.readouterr().out == "no run is training here\n"

@@ -1,0 +1,57 @@
+import math
+
+import pytest
+
+from pipeline.compare.figures import differences, group_names, lower_is_better, measure
+from pipeline.compare.read import read_journal
+
+
+def test_figures_of_a_run(write):
+    found = measure(read_journal(write("one", [0.5, 0.8, 0.7])), "val/top1", target=0.75)
+    assert (found.steps, found.total_steps, found.epochs) == (30, 40, 3.0)
+    assert (found.last["val/top1"], found.best["val/top1"], found.best_step) == (0.7, 0.8, 20)
+    assert found.best["val/loss"] == pytest.approx(0.2)
+    assert (found.target.steps, found.target.seconds) == (20, 20.0)
+    assert found.target.device_hours == pytest.approx(40 / 3600)
+    assert (found.images_per_s, found.data_wait, found.seconds) == (101.0, 0.1, 30.0)
+
+
+def test_a_target_that_is_a_loss_is_reached_from_above(write):
+    run = read_journal(write("one", [0.5, 0.8, 0.9]))
+    assert measure(run, "val/loss", target=0.25).target.steps == 20
+    assert measure(run, "val/loss", target=0.01).target is None
+    assert lower_is_better("val/loss") and not lower_is_better("val/top1") and lower_is_better("summary/train_seconds")
+
+
+def test_figures_have_names(write):
+    found = measure(read_journal(write("one", [0.5, 0.8, 0.7])), "val/top1", target=0.75)
+    assert found.value("val/top1") == 0.7
+    assert found.value("best:val/top1") == 0.8
+    assert found.value("target:seconds") == 20
+    assert found.value("images_per_s") == 101
+    assert found.value("val/nothing") is None
+    never = measure(read_journal(write("two", [0.5])), "val/top1", target=0.75)
+    assert never.value("target:steps") == math.inf
+
+
+def test_differences_name_what_is_not_the_same(write):
+    one = read_journal(write("one", [0.5], tags={"git.commit": "a", "torch": "2.13", "command": "x"}))
+    two = read_journal(write("two", [0.5], config={"optim.lr": 0.2, "new": True}, tags={"git.commit": "b", "torch": "2.14"}))
+    assert differences([one, two]) == {
+        "config": {"optim.lr": ["0.1", "0.2"], "new": ["-", "true"]},
+        "code": {"git.commit": ["a", "b"]},
+        "environment": {"torch": ["2.13", "2.14"]},
+    }
+    tagged = [read_journal(write(name, [0.5], config={"track.tags.group": name}, tags={"group": name})) for name in ("x", "y")]
+    assert differences(tagged) == {"config": {"track.tags.group": ["x", "y"]}, "code": {}, "environment": {}}
+    assert differences([one, one]) == {"config": {}, "code": {}, "environment": {}}
+
+
+def test_runs_that_differ_in_seed_and_harmless_keys_are_one_group(write):
+    configs = {"a": {}, "b": {"seed": 1, "data.threads": 9}, "c": {"optim.lr": 0.2}}
+    runs = [read_journal(write(name, [0.5], config=config, tags={"group": name[:1]})) for name, config in configs.items()]
+    assert group_names(runs, None) == ["optim.lr=0.1", "optim.lr=0.1", "optim.lr=0.2"]
+    assert group_names(runs[:2], None) == ["demo", "demo"]
+    assert group_names(runs, "seed") == ["0", "1", "0"]
+    assert group_names(runs, "group") == ["a", "b", "c"]
+    assert group_names(runs, "nothing") == ["-", "-", "-"]

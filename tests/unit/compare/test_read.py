@@ -1,0 +1,46 @@
+import numpy as np
+import pytest
+
+from pipeline.compare.read import read_journal
+from pipeline.errors import UsageError
+from pipeline.track.journal import Journal
+
+
+def test_a_run_is_read_with_its_curves(write):
+    run = read_journal(write("one", [0.5, 0.7]))
+    assert (run.name, run.uid, run.status, run.step) == ("one", "one-uid", "FINISHED", 20)
+    assert run.config["optim.lr"] == 0.1
+    assert run.curves["val/top1"].steps.tolist() == [10, 20]
+    assert run.curves["val/top1"].values.tolist() == [0.5, 0.7]
+    assert run.seconds(np.array([5.0, 20.0])).tolist() == [5.0, 20.0]
+    assert run.device_hours(18) == pytest.approx(2 * 18 / 3600)
+
+
+def test_steps_done_over_count_once_and_a_change_of_world_counts_from_its_step(write):
+    directory = write("one", [0.5, 0.7], end=None)
+    again = {"config": {}, "plan": {"world_size": 8}, "tags": {}, "resumed_from_step": 10}
+    with Journal(directory) as journal:
+        journal.event("run", uid="one-uid", name="one", **again)
+        journal.metrics(20, {"val/top1": 0.1, "time/active_s": 20.0})
+        journal.metrics(30, {"val/top1": float("nan"), "time/active_s": 30.0})
+    run = read_journal(directory)
+    assert run.status == "DIED"
+    assert run.curves["val/top1"].steps.tolist() == [10, 20, 30]
+    assert run.curves["val/top1"].values[1] == 0.7
+    assert np.isnan(run.curves["val/top1"].values[2])
+    assert run.device_hours(30) == pytest.approx((2 * 10 + 8 * 20) / 3600)
+    assert run.device_hours(5) == pytest.approx(2 * 5 / 3600)
+
+
+def test_what_is_no_run_is_told_in_one_line(tmp_path):
+    with pytest.raises(UsageError, match=r"can't read journal.jsonl: No such file"):
+        read_journal(tmp_path)
+    (tmp_path / "journal.jsonl").touch()
+    with pytest.raises(UsageError, match="died before it began"):
+        read_journal(tmp_path)
+
+
+def test_a_run_that_never_timed_itself_has_no_seconds(tmp_path):
+    with Journal(tmp_path) as journal:
+        journal.event("run", uid="u", name="n", config={}, plan={}, tags={}, resumed_from_step=None)
+    assert np.isnan(read_journal(tmp_path).seconds(np.array([1.0]))).all()

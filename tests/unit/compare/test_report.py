@@ -1,0 +1,101 @@
+import csv
+import io
+import json
+
+import pytest
+
+from pipeline.compare import condition, report, text
+from pipeline.compare.read import read_journal
+from pipeline.compare.report import Wanted, make
+from pipeline.errors import Regression, UsageError
+
+
+@pytest.fixture
+def six(write):
+    """Three seeds of a baseline, and three of something three points better that costs the same."""
+    runs = []
+    for seed in range(3):
+        runs.append(write(f"base{seed}", [0.5, 0.70 + seed / 100], config={"seed": seed}))
+        runs.append(write(f"new{seed}", [0.5, 0.80 + seed / 100], config={"seed": seed, "optim.lr": 0.2}))
+    return [read_journal(run) for run in runs]
+
+
+def test_seeds_are_pooled_and_tested(six):
+    found = make(six, Wanted(target=0.75))
+    assert [group.n for group in found.pooled] == [3, 3]
+    (claim,) = found.claims
+    assert (claim.group, claim.baseline, claim.verdict) == ("optim.lr=0.2", "optim.lr=0.1", "better")
+    assert found.front == [False, False, False, False, False, True]
+    assert [f.target is None for f in found.figures] == [True, False] * 3
+
+
+def test_the_baseline_is_a_group_or_a_run(six):
+    assert make(six, Wanted(baseline="new1")).baseline == "optim.lr=0.2"
+    assert make(six, Wanted(baseline="optim.lr=0.2")).claims[0].verdict == "worse"
+    with pytest.raises(UsageError, match="--baseline nobody: none of these"):
+        make(six, Wanted(baseline="nobody"))
+
+
+def test_conditions_are_about_group_means(six):
+    found = make(six, Wanted(baseline="new0"))
+    with pytest.raises(Regression, match=r"holds for optim.lr=0.1: val/top1 = 0.71 \(baseline optim.lr=0.2: val/top1 = 0.81\)"):
+        report.check(found, condition.parse("val/top1 < baseline - 0.3%"))
+    report.check(found, condition.parse("val/top1 < baseline - 11%"))
+    with pytest.raises(UsageError, match="has no val/top9; there are data_wait"):
+        report.check(found, condition.parse("val/top9 < baseline"))
+    with pytest.raises(UsageError, match="divides by zero"):
+        report.check(found, condition.parse("val/top1 / 0 < baseline"))
+
+
+def test_runs_of_one_group_are_checked_one_by_one(six):
+    with pytest.raises(Regression, match="holds for 2:base1: val/top1 = 0.71; 3:base2"):
+        report.check(make(six[::2], Wanted()), condition.parse("val/top1 > baseline"))
+    with pytest.raises(Regression, match="holds for 1:base0: val/top1 = 0.7; 2:base1: .* \\(baseline 3:base2"):
+        report.check(make(six[::2], Wanted(baseline="base2")), condition.parse("val/top1 < baseline"))
+    with pytest.raises(UsageError, match="only the baseline is here"):
+        report.check(make(six[:1], Wanted()), condition.parse("val/top1 > baseline"))
+
+
+def test_a_metric_that_nobody_recorded(six):
+    with pytest.raises(UsageError, match="--metric val/top2: no run has recorded it; there are perf/data_wait"):
+        make(six, Wanted(metric="val/top2"))
+
+
+def test_text_says_what_there_is(six):
+    said = text.render(make(six, Wanted(target=0.75)))
+    lines = said.splitlines()
+    heading = (
+        "run state steps last val/top1 best at step steps to 75.00 % time to it device-h to it time device-h img/s data wait"
+    )
+    assert " ".join(lines[0].split()) == heading
+    assert lines[1].split()[:5] == ["a", "base0", "FINISHED", "20/40", "70.00"]
+    assert "never" in lines[1] and "never" not in lines[2]
+    assert "On the Pareto front of best val/top1 against seconds: f (new2)" in said
+    (claim,) = (line for line in lines if line.endswith("better"))
+    assert claim.split()[:4] == ["optim.lr=0.2", "3", "81.00", "%"]
+    assert "optim.lr             0.1  0.2" in said
+    assert "val/top1 against steps" in said
+
+
+def test_one_run_alone_and_runs_that_are_the_same(six):
+    said = text.render(make(six[:1], Wanted()))
+    assert "Pareto" not in said and "differs" not in said and "group" not in said
+    assert "are the same." in text.render(make([six[0], six[0]], Wanted()))
+
+
+def test_json_is_strict_and_csv_has_a_line_a_run(six, write):
+    odd = read_journal(write("odd", [float("nan"), float("inf")]))
+    found = make([*six, odd], Wanted(target=0.75))
+    told = json.loads(json.dumps(report.as_json(found), allow_nan=False))
+    assert told["runs"][1]["target"] == {"steps": 20, "seconds": 20.0, "device_hours": pytest.approx(40 / 3600)}
+    assert told["runs"][6]["last"]["val/top1"] is None
+    rows = list(csv.DictReader(io.StringIO(report.as_csv(found))))
+    assert [row["name"] for row in rows[:2]] == ["base0", "new0"]
+    assert (rows[1]["last:val/top1"], rows[1]["config:optim.lr"], rows[0]["target_steps"]) == ("0.8", "0.2", "")
+    text.render(found)
+
+
+def test_a_figure_that_is_no_number_never_passes(six, write):
+    found = make([six[0], read_journal(write("odd", [float("nan")], config={"optim.lr": 9}))], Wanted())
+    with pytest.raises(UsageError, match="optim.lr=9: val/loss is not a number"):
+        report.check(found, condition.parse("val/loss > baseline"))

@@ -1,0 +1,30 @@
+import pytest
+
+from pipeline.compare.select import Place, find
+from pipeline.errors import UsageError
+
+
+def names(runs):
+    return [run.name for run in runs]
+
+
+def test_runs_are_found_by_directory_folder_name_id_and_tag(write, tmp_path):
+    write("one", [0.5], tags={"group": "wide"})
+    write("two", [0.5], tags={"group": "wide"})
+    write("three", [0.5], config={"track.experiment": "other"})
+    root = tmp_path / "runs"
+    place = Place(root)
+    assert names(find([str(root / "two")], place)) == ["two"]
+    assert names(find(["two", "one-ui", "two"], place)) == ["two", "one"]
+    assert sorted(names(find([str(root)], place))) == ["one", "three", "two"]
+    assert sorted(names(find(["tag:group=wide"], place))) == ["one", "two"]
+    assert names(find([], Place(root, experiments=("other",)))) == ["three"]
+
+
+def test_a_run_that_is_not_there(write, tmp_path):
+    write("one", [0.5])
+    with pytest.raises(UsageError, match=r"nobody: no such run in .*runs; there are one"):
+        find(["nobody"], Place(tmp_path / "runs", source="journal"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="holds no run"):
+        find([str(tmp_path / "empty")], Place(tmp_path / "runs"))

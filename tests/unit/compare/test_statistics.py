@@ -1,0 +1,62 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.compare.statistics import compare, hedges_g, pareto, pool
+
+
+def test_a_mean_and_its_interval():
+    # t(0.975, 2 degrees) = 4.302653, from any table of Student's t
+    group = pool("g", [1.0, 2.0, 3.0])
+    assert (group.n, group.mean, group.std) == (3, 2.0, 1.0)
+    assert group.low == pytest.approx(2 - 4.302653 / math.sqrt(3))
+    assert group.high == pytest.approx(2 + 4.302653 / math.sqrt(3))
+
+
+def test_welch_by_the_formula():
+    base, group = pool("base", [27.5, 21.0, 19.0, 23.6, 17.0]), pool("new", [27.1, 22.0, 20.8, 23.4, 23.4, 23.5])
+    claim = compare(group, base, lower_is_better=False)
+    a, b = group.std**2 / 6, base.std**2 / 5
+    t, degrees = (group.mean - base.mean) / math.sqrt(a + b), (a + b) ** 2 / (a**2 / 5 + b**2 / 4)
+    half = (claim.high - claim.low) / 2
+    assert claim.difference == pytest.approx(group.mean - base.mean)
+    assert claim.low + half == pytest.approx(claim.difference)
+    # Student's t with about 5.9 degrees: the 97.5 % quantile lies between those of 5 (2.571) and 6 (2.447) degrees
+    assert 5 < degrees < 7 and 2.36 < half / math.sqrt(a + b) < 2.571
+    assert t < 2 and claim.p > 0.05 and claim.verdict == "no difference shown"
+
+
+def test_a_clear_difference_is_better_or_worse_by_the_metrics_direction():
+    base, group = pool("base", [0.70, 0.71, 0.72]), pool("new", [0.80, 0.81, 0.82])
+    claim = compare(group, base, lower_is_better=False)
+    assert claim.p < 0.001 and claim.verdict == "better"
+    assert compare(group, base, lower_is_better=True).verdict == "worse"
+    # g = 0.1 / 0.01 * (1 - 3 / (4 * 4 - 1))
+    assert hedges_g(group, base) == pytest.approx(8.0)
+
+
+def test_single_runs_and_equal_runs_claim_nothing():
+    one, two, same = pool("one", [0.7]), pool("two", [0.8, 0.9]), pool("same", [0.7, 0.7])
+    for claim in (compare(one, two, False), compare(two, one, False)):
+        assert claim.p is claim.low is claim.effect is None
+        assert claim.verdict == "no claim: one has n = 1; run it with more seeds"
+    assert compare(pool("nan", [0.7, math.nan]), two, False).verdict == "no claim: nan has runs that diverged"
+    assert "no spread" in compare(same, pool("base", [0.6, 0.6]), False).verdict
+
+
+def test_the_front_of_four_runs():
+    quality, cost = [0.7, 0.8, 0.75, math.nan], [1.0, 3.0, 3.0, 0.1]
+    assert pareto(quality, cost, lower_is_better=False) == [True, True, False, False]
+    assert pareto(quality, cost, lower_is_better=True) == [True, False, False, False]
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=8))
+def test_whoever_is_not_on_the_front_is_beaten_by_one_who_is(points):
+    front = pareto([q for q, _ in points], [c for _, c in points], lower_is_better=False)
+    assert any(front)
+    on = [p for p, there in zip(points, front, strict=True) if there]
+    for point, there in zip(points, front, strict=True):
+        beaten = any(q >= point[0] and c <= point[1] and (q, c) != point for q, c in on)
+        assert there != beaten

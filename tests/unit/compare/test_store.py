@@ -1,0 +1,45 @@
+import math
+
+import numpy as np
+import pytest
+
+from pipeline.compare.select import Place, find
+from pipeline.compare.store import Store
+from pipeline.errors import UsageError
+from pipeline.track.shipper import sync
+
+
+def test_mlflow_tells_the_same_as_the_journal(write, tmp_path, uri):
+    directory = write("one", [0.5, math.inf, math.nan, 0.8], config={"name": "on", "sizes": [1, 2]}, tags={"group": "wide"})
+    run_id = sync(directory, uri, "tests").run_id
+    place = Place(tmp_path / "runs", uri, source="mlflow")
+    (there,) = find(["one"], place)
+    (here,) = find([str(directory)], Place(tmp_path / "runs"))
+    assert (there.name, there.uid, there.status, there.worlds) == (here.name, here.uid, here.status, here.worlds)
+    assert (there.config, there.plan) == (here.config, here.plan)
+    assert there.tags["group"] == "wide"
+    slow = Store(uri)
+    slow._database = None  # as of a store that is a server
+    (asked,) = slow.find("one")
+    assert asked.curves.keys() == there.curves.keys()
+    for key in ("val/top1", "val/loss", "train/loss", "time/active_s", "perf/data_wait"):
+        for run in (there, asked):
+            np.testing.assert_array_equal(run.curves[key].steps, here.curves[key].steps)
+            np.testing.assert_array_equal(run.curves[key].values, here.curves[key].values)
+    for text in (run_id, "one-uid", "tag:group=wide"):
+        assert [run.uid for run in find([text], place)] == ["one-uid"]
+    # journals come first, and without them MLflow is asked
+    directory.joinpath("journal.jsonl").unlink()
+    assert find(["one"], Place(tmp_path / "runs", uri))[0].source == f"{uri} {run_id}"
+
+
+def test_what_mlflow_cant_tell_is_said_in_one_line(write, tmp_path, uri):
+    sync(write("one", [0.5]), uri, "tests")
+    with pytest.raises(UsageError, match="no experiment 'nowhere'; there are .*tests"):
+        Store(uri, ["nowhere"])
+    with pytest.raises(UsageError, match=r"nobody: no such run in sqlite:"):
+        find(["nobody"], Place(tmp_path / "runs", uri, ("tests",), "mlflow"))
+    with pytest.raises(UsageError, match="give the run's id"):
+        find(["it's"], Place(tmp_path / "runs", uri, (), "mlflow"))
+    with pytest.raises(UsageError, match=r"^http://\*\*\*@127.0.0.1:1: .*check the address"):
+        Store("http://me:hidden@127.0.0.1:1")

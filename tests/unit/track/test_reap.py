@@ -1,0 +1,77 @@
+import os
+import shutil
+import time
+
+import pytest
+
+from pipeline.errors import UsageError
+from pipeline.track.journal import Journal
+from pipeline.track.lock import RunLock
+from pipeline.track.reap import reap
+from pipeline.track.shipper import Shipper, sync
+
+PATIENT_S = 120
+
+
+def start(directory, begin, uri):
+    """Leave a run behind that MLflow takes for running."""
+    directory.mkdir(exist_ok=True)
+    with RunLock(directory), Journal(directory) as journal:
+        begin(journal, uid=directory.name)
+        journal.metrics(1, {"loss": 1.0})
+        sync(directory, uri, "tests")
+
+
+def age(directory, seconds):
+    then = time.time() - seconds
+    os.utime(directory / "journal.jsonl", (then, then))
+
+
+def test_a_dead_run_is_closed_from_its_journal_and_living_ones_are_left(tmp_path, begin, uri, stored):
+    for name in ("dead", "living", "fresh", "ended"):
+        start(tmp_path / name, begin, uri)
+    with Journal(tmp_path / "dead") as journal:
+        journal.metrics(2, {"loss": 0.5})
+    with Journal(tmp_path / "ended") as journal:
+        journal.event("status", status="SCHEDULED", reason="preempted")
+    for name in ("dead", "living", "ended"):
+        age(tmp_path / name, 1000)
+    for name in ("dead", "living", "fresh", "ended"):  # they began long ago
+        run = stored(name)[0]
+        stored.client.set_tag(run.info.run_id, "heartbeat", str(time.time() - 1000))
+    with RunLock(tmp_path / "living"):
+        found = reap(uri, after_s=0.001)
+    assert {(run.name, run.status) for run in found} >= {("demo", "FAILED"), ("demo", "SCHEDULED")}
+    told = {name: stored(name)[0] for name in ("dead", "living", "fresh", "ended")}
+    assert told["dead"].info.status == "FAILED" and told["dead"].data.metrics["loss"] == 0.5
+    assert told["ended"].info.status == "SCHEDULED"
+    assert told["living"].info.status == "RUNNING"
+    assert [run.run_id for run in reap(uri, after_s=0)] == [told["living"].info.run_id]  # its lock is gone now
+
+
+def test_a_run_whose_journal_is_elsewhere_goes_by_its_heartbeat(tmp_path, begin, uri, stored):
+    directory = tmp_path / "away"
+    directory.mkdir()
+    before = time.time()
+    with RunLock(directory), Journal(directory) as journal:
+        begin(journal, uid="away", t=0)
+        shipper = Shipper(directory, uri, "tests")
+        shipper.start()
+        deadline = time.monotonic() + PATIENT_S
+        while shipper.run_id is None or "heartbeat" not in stored.client.get_run(shipper.run_id).data.tags:
+            assert time.monotonic() < deadline, "no heartbeat came"
+            time.sleep(0.05)
+        assert shipper.close(PATIENT_S)
+    run_id = shipper.run_id
+    shutil.rmtree(directory)
+    assert float(stored("away")[0].data.tags["heartbeat"]) >= int(before)
+    assert reap(uri, after_s=3600) == []
+    (found,) = reap(uri, after_s=0)
+    assert (found.run_id, found.status) == (run_id, "FAILED")
+    assert stored("away")[0].data.tags["status.reason"].startswith("no sign of life for")
+    assert reap(uri, after_s=0) == []
+
+
+def test_a_store_that_cant_be_reached():
+    with pytest.raises(UsageError, match=r"^http://127.0.0.1:1: .*check the address"):
+        reap("http://127.0.0.1:1", 0)

@@ -1,0 +1,51 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from urllib.parse import parse_qs, unquote
+
+import pytest
+
+from pipeline.errors import UsageError
+from pipeline.track import ui
+from pipeline.track.journal import Journal
+from pipeline.track.shipper import sync
+
+
+def test_links():
+    assert ui.link("http://h:1/", ["3"], []) == "http://h:1/#/experiments/3/runs?workflowType=machine_learning"
+    assert ui.link("http://h:1", ["3"], ["r"]) == "http://h:1/#/experiments/3/runs/r"
+    assert ui.link("http://h:1", [], []) == "http://h:1/#/experiments"
+    query = parse_qs(ui.link("http://h:1", ["3", "4"], ["r", "s"]).partition("?")[2])
+    assert {key: json.loads(unquote(values[0])) for key, values in query.items()} == {
+        "runs": ["r", "s"],
+        "experiments": ["3", "4"],
+    }
+
+
+def test_the_interface_of_a_store_answers_on_this_machine_only_and_ends_with_ctrl_c(tmp_path, begin, uri):
+    with Journal(tmp_path) as journal:
+        begin(journal)
+    run_id = sync(tmp_path, uri, "tests").run_id
+    command = [sys.executable, "-m", "pipeline", "ui", "demo", "--root", str(tmp_path), "--uri", uri]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as interface:
+        try:
+            link = interface.stdout.readline().strip()
+            base, _, page = link.partition("/#/")
+            assert base.startswith("http://127.0.0.1:") and page.endswith(f"/runs/{run_id}")
+            with urllib.request.urlopen(f"{base}/ajax-api/2.0/mlflow/runs/get?run_id={run_id}", timeout=60) as answer:
+                assert json.load(answer)["run"]["info"]["run_name"] == "demo"
+            os.killpg(interface.pid, signal.SIGINT)
+            assert interface.wait(60) == 0
+        finally:
+            if interface.poll() is None:
+                os.killpg(interface.pid, signal.SIGKILL)
+
+
+def test_what_cant_be_opened(tmp_path, uri):
+    with pytest.raises(UsageError, match="no such database; train something first"):
+        ui.serve(f"sqlite:///{tmp_path / 'nothing.db'}", str, print)
+    with pytest.raises(UsageError, match="check the address"):
+        ui.places(uri, ["nobody"])
