@@ -6,7 +6,7 @@ from pathlib import Path
 LEVELS = ["errors", "units", "files", "config", "world", "track", "data", "model", "recipe", "train", "__main__"]
 MAY = {"data": {"data"}, "model": {"model"}, "recipe": {"recipe"}, "track": {"track"}}
 ONLY = {
-    "nvidia": {"pipeline/data/dali.py"},
+    "nvidia": {"pipeline/data/dali.py", "pipeline/data/hybrid.py"},
     "torch.distributed": {"pipeline/world.py", "launch/local.py"},
     "submitit": set(),
     "pickle": set(),

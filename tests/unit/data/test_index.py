@@ -10,6 +10,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from pipeline.data.index import build, open_index
+from pipeline.data.quarantine import Quarantine
 from pipeline.errors import DataError
 
 
@@ -147,13 +148,15 @@ def test_unreadable_images_are_named(small: Path, tmp_path: Path) -> None:
     Image.new("P", (8, 8)).save(cats / "gif.jpg", format="GIF")
     for number in range(4):
         (cats / f"zero{number}.png").touch()
+    index = build(small, "train", tmp_path / "cache")
     with pytest.raises(DataError) as failed:
-        build(small, "train", tmp_path / "cache")
+        Quarantine(index, "train", 0.5)
     message = str(failed.value)
-    assert message.startswith(f"{small / 'train'}: 7 images can't be read: cat/bad.jpg (not a JPEG")
-    assert message.endswith("and 2 more; replace or remove such files")
+    assert message.startswith(f"{small / 'train'}: 7 images of 13 can't be read: cat/bad.jpg (not a JPEG")
+    assert message.endswith("and 2 more; replace or remove such files, or raise data.max_bad_fraction")
     assert "\n" not in message
-    assert not (tmp_path / "cache").exists()
+    (cats / "bad.jpg").write_bytes(whole)  # neither the folder nor its list of files changes
+    assert len(open_index(small, "train", tmp_path / "cache").bad) == 6
 
 
 def test_class_folders_without_images_are_named(small: Path, tmp_path: Path) -> None:
