@@ -56,7 +56,7 @@ class Data(Section):
     cache: Path | None = None
     """Where indexes of data roots are kept. Null: `$XDG_CACHE_HOME/image-pipeline` or `~/.cache/image-pipeline`."""
     executor: Literal["auto", "dali", "hybrid", "reference", "synthetic"] = "auto"
-    """What makes batches: dali, hybrid (DALI and torch), reference (PIL), synthetic (from nowhere). auto: dali on GPUs, else hybrid."""
+    """What makes batches: dali, hybrid (DALI and torch), reference (PIL), or synthetic. auto: dali on GPUs, else hybrid."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """Where DALI decodes and resizes. auto: the GPU where training runs on one."""
     resolution: Positive = 224

@@ -3,7 +3,8 @@
 import ast
 from pathlib import Path
 
-LEVELS = ["errors", "units", "files", "config", "world", "track", "data", "model", "recipe", "train", "__main__"]
+LEVELS = ["errors", "units", "files", "output", "config", "world", "track", "data", "model", "recipe", "train"]
+LEVELS += ["bench", "__main__"]
 MAY = {"data": {"data"}, "model": {"model"}, "recipe": {"recipe"}, "track": {"track"}}
 ONLY = {
     "nvidia": {"pipeline/data/dali.py", "pipeline/data/hybrid.py"},
