@@ -75,7 +75,7 @@ class Data(Section):
     """Shuffling in training: full, or shuffled runs of neighbours, for network file systems and spinning disks."""
     block: Positive = 64
     """Neighbouring images that are read together with `data.order=blocks`."""
-    window: Positive = 128
+    window: Positive = 256
     """Blocks whose images are shuffled among each other with `data.order=blocks`."""
     quarantine: Path | None = None
     """List of bad images to leave out, as `data verify --quarantine` writes it."""

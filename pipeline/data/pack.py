@@ -119,9 +119,7 @@ def _pack_split(job: _Job, threads: int) -> None:
 def _same(job: _Job, found: dict[str, Any]) -> None:
     for key, value in job.about().items():
         if found.get(key) != value:
-            raise DataError(
-                f"{job.out}: holds a pack of other images or settings ({key} differ); choose another folder, or remove it"
-            )
+            raise DataError(f"{job.out}: holds a pack with other {key}; choose another folder, or remove this one")
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Packs: their bytes, their readers, restarts, damage, and training from them."""
 
+import gc
 import json
 import os
 import signal
@@ -72,12 +73,15 @@ def test_tar_reads_a_pack(images: Path, packed: Path, cache: Path) -> None:
         assert index.read(sample) in (seen.get(f"{sample:09d}.{kind}") for kind in ("jpg", "png", "bmp", "webp"))
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves files open
 def test_webdataset_reads_a_pack(packed: Path, images: Path, cache: Path) -> None:
     wds = pytest.importorskip("webdataset")
     index = open_index(images, "train", cache)
     shards = [str(path) for path in sorted((packed / "train").glob("*.tar"))]
     pipeline = wds.DataPipeline(wds.SimpleShardList(shards), wds.tarfile_to_samples(), wds.to_tuple("jpg;png;bmp;webp", "cls"))
     found = [(data, int(label)) for data, label in pipeline]
+    del pipeline
+    gc.collect()
     assert sorted(found) == sorted((index.read(sample), int(index.labels[sample])) for sample in range(20))
 
 
