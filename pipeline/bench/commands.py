@@ -43,4 +43,21 @@ def loader(**options: Any) -> None:
     emit(bench.as_json(rows), options["json_to"], lambda: bench.table(rows, skipped))
 
 
-COMMANDS = (loader,)
+@click.command("scale-data")
+@click.option("--files", type=click.IntRange(0), default=100_000, show_default=True, help="Images of an index of real files.")
+@click.option("--entries", type=click.IntRange(0), default=10_000_000, show_default=True, help="Entries of a made-up index.")
+@_WHERE
+@json_option
+def scale_data(**options: Any) -> None:
+    """Measure what many images cost at the start of training: opening the index, an epoch's order, the first batch.
+
+    ImageNet has 1281167 images. The files are links to a few photographs; the entries need 60 bytes each on the disk.
+    """
+    from pipeline.bench import scale
+
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=options["folder"]) as place:
+        rows = scale.measure(Path(place), options["files"], options["entries"])
+    emit(scale.as_json(rows), options["json_to"], lambda: scale.table(rows))
+
+
+COMMANDS = (loader, scale_data)

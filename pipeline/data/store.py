@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from pipeline.data import shards
 from pipeline.data.scan import Listing
 
-_FORMAT = 2
+FORMAT = 2
+"""Number of this layout; indexes of others are made anew."""
 IN_PACK = "index"
 """Folder of a pack's index, beside its shards."""
 _ARRAYS = ("names", "offsets", "labels", "widths", "heights")
@@ -70,7 +71,7 @@ def save_arrays(place: Path, arrays: Arrays, meta: Mapping[str, Any]) -> None:
     """
     for name, array in arrays.items():
         np.save(place / f"{name}.npy", _narrow(array), allow_pickle=False)
-    (place / "meta.json").write_text(json.dumps({"format": _FORMAT, **meta}))
+    (place / "meta.json").write_text(json.dumps({"format": FORMAT, **meta}))
 
 
 def _narrow(array: NDArray[Any]) -> NDArray[Any]:
@@ -84,7 +85,7 @@ def load(place: Path, folder: Path) -> tuple[dict[str, Any], Arrays] | None:
     try:
         meta = json.loads((place / "meta.json").read_text())
         moved = place.name != IN_PACK and meta["folder"] != str(folder)  # a pack may lie anywhere
-        if meta["format"] != _FORMAT or moved or _changed(folder, meta["stamps"]):
+        if meta["format"] != FORMAT or moved or _changed(folder, meta["stamps"]):
             return None
         names = _ARRAYS + (shards.ARRAYS if meta["shards"] else ())
         arrays = {n: np.asarray(np.load(place / f"{n}.npy", mmap_mode="r", allow_pickle=False)) for n in names}
