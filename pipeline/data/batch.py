@@ -111,9 +111,9 @@ class Executor(ABC):
         if quarantine is None:
             sample, reason = next(iter(found.items()))
             raise DataError(f"{index.path(sample)}: {reason}; replace or remove this file and start again") from error.cause
+        quarantine.learn(found)
         for sample, reason in found.items():
             tqdm.write(f"bad image, left out: {index.path(sample)}: {reason}", file=sys.stderr)
-        quarantine.learn(found)
 
     def close(self) -> None:
         """End the iteration and the threads behind it."""
