@@ -71,6 +71,10 @@ class Data(Section):
     """Mean of each channel (pixels scaled to 0-1) that normalisation takes off."""
     std: Channels3 = (0.229, 0.224, 0.225)
     """Standard deviation of each channel (pixels scaled to 0-1) that normalisation divides by."""
+    stage_from: str | None = None
+    """Folder or URL (s3://, https:// and what else fsspec knows) of a data root to copy to each node. Null: `data.root`."""
+    stage_to: Path | None = None
+    """Folder on each node's own disk that the data root is copied to before training, and read from. Null: no copy."""
     order: Literal["full", "blocks"] = "full"
     """Shuffling in training: full, or shuffled runs of neighbours, for network file systems and spinning disks."""
     block: Positive = 64

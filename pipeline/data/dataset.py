@@ -52,11 +52,25 @@ def open_dataset(cfg: Config, world: World) -> Dataset:
         train = synthetic.make_index("train", data.synthetic_train, data.synthetic_classes)
         val = synthetic.make_index("val", data.synthetic_val, data.synthetic_classes)
         return _dataset(train, val, cfg)
-    return world.main_first(lambda: _open(cfg))
+    root = world.together(lambda: _stage(cfg))
+    return world.main_first(lambda: _open(root, cfg))
 
 
-def _open(cfg: Config) -> Dataset:
-    root = _check_root(cfg.data.root)
+def _stage(cfg: Config) -> Path | None:
+    """Return the data root, after copying it to this node if that is asked for; every rank calls this, one a node copies."""
+    data = cfg.data
+    if data.stage_to is None:
+        if data.stage_from is not None:
+            raise DataError("data.stage_from: needs data.stage_to, the folder to copy to; set it, or data.root instead")
+        return data.root
+    from pipeline.data.stage import stage  # fsspec is needed for this only
+
+    stage(data.stage_from or str(_check_root(data.root)), data.stage_to)
+    return data.stage_to
+
+
+def _open(given: Path | None, cfg: Config) -> Dataset:
+    root = _check_root(given)
     train, val = (open_index(root, split, cfg.data.cache) for split in ("train", "val"))
     if train.classes != val.classes:
         raise DataError(f"{root}: {_difference(train.classes, val.classes)}; both need the same class folders")

@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
-from typing_extensions import Buffer
 
 from pipeline.data import image, store
 from pipeline.data.folders import whole_folder
@@ -181,7 +180,7 @@ def _write_sample(job: _Job, file: BinaryIO, sample: int) -> tuple[int, int, int
     return start, len(data), *size, checksum(data)
 
 
-def checksum(data: Buffer) -> int:
+def checksum(data: bytes | memoryview) -> int:
     """Return the checksum of a sample's bytes that an index of a pack keeps."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 

@@ -22,6 +22,9 @@ IN_PACK = "index"
 """Folder of a pack's index, beside its shards."""
 _ARRAYS = ("names", "offsets", "labels", "widths", "heights")
 
+PACK_ARRAYS = _ARRAYS + shards.ARRAYS
+"""The arrays of a pack's index."""
+
 Arrays = dict[str, NDArray[Any]]
 
 

@@ -5,6 +5,7 @@ Not here: leaving bad images out (`quarantine`).
 
 import mmap
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -48,9 +49,10 @@ class Bad:
 
 @dataclass(frozen=True)
 class Report:
-    """What verifying found: the number of images, of each kind of good image, and the bad ones."""
+    """What verifying found: the number of images, of each kind of good image, and the bad ones; and what it cost."""
 
     images: int
+    cpu_ms_per_image: float
     kinds: dict[str, int]
     bad: list[Bad]
 
@@ -67,10 +69,11 @@ def verify(root: Path, cache: Path | None, *, deep: bool, threads: int) -> Repor
     """
     kinds: Counter[str] = Counter()
     bad: list[Bad] = []
-    images = 0
+    images, spent_s = 0, 0.0
     for split in ("train", "val"):
         index = open_index(root, split, cache)
         images += len(index)
+        before_s = time.process_time()
         bar = tqdm(total=len(index), desc=f"verifying {split}", unit="img", disable=None, leave=False, delay=1)
         for sample, verdict in _verdicts(index, deep, threads):
             bar.update()
@@ -79,7 +82,8 @@ def verify(root: Path, cache: Path | None, *, deep: bool, threads: int) -> Repor
                 reason = f"{verdict.problem}: {verdict.detail}" if verdict.detail else verdict.problem
                 bad.append(Bad(Entry(split, sample, index.name(sample), reason), index.path(sample), verdict.problem))
         bar.close()
-    return Report(images, dict(sorted(kinds.items())), bad)
+        spent_s += time.process_time() - before_s
+    return Report(images, spent_s / images * 1000, dict(sorted(kinds.items())), bad)
 
 
 def _verdicts(index: Index, deep: bool, threads: int) -> Iterator[tuple[int, Verdict]]:

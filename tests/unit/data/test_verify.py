@@ -117,4 +117,5 @@ def test_verify_writes_reports_and_the_quarantine(damaged: Path, tmp_path: Path)
 
 def test_verify_of_good_images_exits_with_0(images: Path, cache: Path) -> None:
     result = CliRunner().invoke(cli, ["data", "verify", str(images), "--cache", str(cache), "--quick"])
-    assert (result.exit_code, result.output.splitlines()[-1]) == (0, "40 images, 0 bad")
+    assert result.exit_code == 0
+    assert result.output.splitlines()[-1].startswith("40 images, 0 bad")
