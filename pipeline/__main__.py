@@ -3,46 +3,25 @@
 Not here: work. Imports are inside the commands, so that `--help` needs no torch.
 """
 
-import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
 
+from pipeline.bench.commands import COMMANDS as bench_commands
 from pipeline.compare.commands import compare, runs
+from pipeline.data.commands import COMMANDS as data_commands
 from pipeline.errors import ConfigError, PipelineError, Stopped, TrainingError
+from pipeline.output import emit as _emit
+from pipeline.output import json_option as _json_option
 from pipeline.track.commands import reap, ui
 
 _FILE = click.Path(path_type=Path)
 _OVERRIDES = "KEY=VALUE changes a configuration key, such as optim.lr=0.5; `config describe` lists all keys."
-
-
-def _json_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add `--json [FILE]`: machine-readable output, on standard output or in a file."""
-    return click.option(
-        "--json",
-        "json_to",
-        is_flag=False,
-        flag_value="-",
-        metavar="[FILE]",
-        help="Print JSON instead, or write it to FILE (after the other arguments, or as --json=FILE).",
-    )(command)
-
-
-def _emit(value: Any, json_to: str | None, text: Callable[[], str]) -> None:
-    """Print text for people, or JSON to where it was asked for."""
-    if json_to is None:
-        click.echo(text())
-    elif json_to == "-":
-        click.echo(json.dumps(value, indent=2))
-    else:
-        from pipeline.files import write_text
-
-        write_text(Path(json_to), json.dumps(value, indent=2) + "\n")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -108,22 +87,17 @@ def data_demo(root: Path) -> None:
     click.echo(f"{root}: the handwritten digits, train/<class>/* and val/<class>/*")
 
 
-@data.command("index")
-@click.argument("root", type=_FILE)
-@click.option("--cache", type=_FILE, help="Where to keep the index; default: as data.cache.")
-@_json_option
-def data_index(root: Path, cache: Path | None, json_to: str | None) -> None:
-    """Read every image's header in ROOT/train and ROOT/val and keep paths, labels and sizes for training.
+for _command in data_commands:
+    data.add_command(_command)
 
-    Training does so by itself at the first start; do it beforehand where that takes long.
-    """
-    from pipeline.data.index import build
 
-    rows = []
-    for split in ("train", "val"):
-        found = build(root, split, cache)
-        rows.append({"folder": str(found.folder), "images": len(found), "classes": len(found.classes)})
-    _emit(rows, json_to, lambda: "\n".join("{images:>9,} images   {classes:>5} classes   {folder}".format(**r) for r in rows))
+@cli.group()
+def bench() -> None:
+    """Measure the parts of training."""
+
+
+for _command in bench_commands:
+    bench.add_command(_command)
 
 
 @cli.group()

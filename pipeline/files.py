@@ -43,9 +43,9 @@ def write_text(path: Path, text: str) -> None:
         UsageError: if it can't be written.
     """
     if not path.is_symlink() and (path.is_file() or not path.exists()):
-        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="surrogateescape"))
         return
     try:
-        path.write_text(text, encoding="utf-8")
+        path.write_text(text, encoding="utf-8", errors="surrogateescape")
     except OSError as error:
         raise UsageError(f"{path}: can't write: {error.strerror}; choose another place") from error

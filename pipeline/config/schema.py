@@ -61,8 +61,8 @@ class Data(Section):
     """Folder with `train/<class>/*` and `val/<class>/*`, ImageNet's layout."""
     cache: Path | None = None
     """Where indexes of data roots are kept. Null: `$XDG_CACHE_HOME/image-pipeline` or `~/.cache/image-pipeline`."""
-    executor: Literal["auto", "dali", "reference", "synthetic"] = "auto"
-    """What executes the plan: DALI, PIL with torchvision, or batches from nowhere. auto: DALI where it is installed."""
+    executor: Literal["auto", "dali", "hybrid", "reference", "synthetic"] = "auto"
+    """What makes batches: dali, hybrid (DALI and torch), reference (PIL), or synthetic. auto: dali on GPUs, else hybrid."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """Where DALI decodes and resizes. auto: the GPU where training runs on one."""
     resolution: Positive = 224
@@ -77,6 +77,20 @@ class Data(Section):
     """Mean of each channel (pixels scaled to 0-1) that normalisation takes off."""
     std: Channels3 = (0.229, 0.224, 0.225)
     """Standard deviation of each channel (pixels scaled to 0-1) that normalisation divides by."""
+    stage_from: str | None = None
+    """Folder or URL (s3://, https:// and what else fsspec knows) of a data root to copy to each node. Null: `data.root`."""
+    stage_to: Path | None = None
+    """Folder on each node's own disk that the data root is copied to before training, and read from. Null: no copy."""
+    order: Literal["full", "blocks"] = "full"
+    """Shuffling in training: full, or shuffled runs of neighbours, for network file systems and spinning disks."""
+    block: Positive = 64
+    """Neighbouring images that are read together with `data.order=blocks`."""
+    window: Positive = 256
+    """Blocks whose images are shuffled among each other with `data.order=blocks`."""
+    quarantine: Path | None = None
+    """List of bad images to leave out, as `data verify --quarantine` writes it."""
+    max_bad_fraction: Fraction = 0.001
+    """Share of a split's images that may be unreadable; they are replaced in training and left out in evaluation."""
     threads: Positive = 4
     """Decoding threads of each process."""
     prefetch: Positive = 2

@@ -3,17 +3,22 @@
 Not here: how images are read (`dali`, `reference`, `synthetic`), and which executor is chosen (`loader`).
 """
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from pipeline.data.index import Index
 from pipeline.data.order import Ints
 from pipeline.data.plan import BatchPlan
+from pipeline.data.quarantine import Quarantine
+from pipeline.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -43,14 +48,28 @@ class Loader(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """What an executor is to do: `plans()` starts the sequence of batches, of at most `batch` images each."""
+    """What an executor is to do.
+
+    `plans(k)` starts the sequence of batches, of at most `batch` images each, with number k. Bad images that
+    an executor meets go into the quarantine, and the plans take that into account; without one they are errors.
+    """
 
     index: Index
-    plans: Callable[[], Iterator[BatchPlan]]
+    plans: Callable[[int], Iterator[BatchPlan]]
     batch: int
     device: torch.device
     threads: int
     prefetch: int
+    quarantine: Quarantine | None = None
+
+
+class UnreadableError(Exception):
+    """An executor could not read one or more of the samples `ids` (int64[B]); it is not known yet which."""
+
+    def __init__(self, ids: Ints, cause: Exception) -> None:
+        """Remember the samples and the decoder's error."""
+        super().__init__(str(cause))
+        self.ids, self.cause = ids, cause
 
 
 class Executor(ABC):
@@ -65,11 +84,36 @@ class Executor(ABC):
         """Start over and yield batches; a second iteration ends the first.
 
         Raises:
-            DataError: while iterating, naming the file, if an image can't be read.
+            DataError: while iterating, naming the files, if too many images can't be read.
         """
         self._stop()
-        self._running = self._run()
+        self._running = self._resilient()
         return self._running
+
+    def _resilient(self) -> Generator[Batch, None, None]:
+        """Yield all batches; where an image can't be read, learn which, and go on with plans that do without it."""
+        done = 0
+        while True:
+            try:
+                with closing(self._run(done)) as batches:
+                    for batch in batches:
+                        done += 1
+                        yield batch
+                return
+            except UnreadableError as error:
+                self._learn(error)
+
+    def _learn(self, error: UnreadableError) -> None:
+        quarantine, index = self.job.quarantine, self.job.index
+        found = index.problems(error.ids)
+        if not found:
+            raise index.explain(error.ids, error.cause) from error.cause
+        if quarantine is None:
+            sample, reason = next(iter(found.items()))
+            raise DataError(f"{index.path(sample)}: {reason}; replace or remove this file and start again") from error.cause
+        quarantine.learn(found)
+        for sample, reason in found.items():
+            tqdm.write(f"bad image, left out: {index.path(sample)}: {reason}", file=sys.stderr)
 
     def close(self) -> None:
         """End the iteration and the threads behind it."""
@@ -81,8 +125,12 @@ class Executor(ABC):
             self._running = None
 
     @abstractmethod
-    def _run(self) -> Generator[Batch, None, None]:
-        """Yield the batches of one pass over the job's plans."""
+    def _run(self, first: int) -> Generator[Batch, None, None]:
+        """Yield the batches of one pass over the job's plans, from number `first` on.
+
+        Raises:
+            UnreadableError: if an image can't be read; the batches before it have been yielded.
+        """
 
     def _batch(self, plan: BatchPlan, images: Tensor) -> Batch:
         """Return uint8[B, S, S, 3] images of a plan as a batch on the device."""

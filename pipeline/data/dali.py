@@ -13,12 +13,15 @@ from numpy.typing import NDArray
 from nvidia.dali import Pipeline, fn, types
 from torch.utils.dlpack import from_dlpack
 
-from pipeline.data.batch import Batch, Executor, Job
+from pipeline.data.batch import Batch, Executor, Job, UnreadableError
 from pipeline.data.index import Index
+from pipeline.data.order import Ints
 from pipeline.data.plan import BatchPlan
 
 Place = Literal["cpu", "gpu"]
+Encoded = NDArray[Any] | list[NDArray[np.uint8]]
 
+_KEPT = 16  # batches of inputs; more than DALI's queues ever hold
 # Sizes of the largest ImageNet images: buffers made once instead of growing while training, and the share of JPEGs for the
 # GPU's hardware decoder. Upsampling of colour as on the CPU, so that both give the same pixels.
 # Source: DALI's documentation of `decoders.image` and its ResNet-50 example (main.py).
@@ -38,18 +41,19 @@ class Feed:
         self._index = index
         self._plans: Iterator[BatchPlan] = iter(())
         self.pending: deque[BatchPlan] = deque()
+        self._inputs: deque[Any] = deque(maxlen=_KEPT)
 
     def start(self, plans: Iterator[BatchPlan]) -> None:
         """Begin a sequence of plans."""
         self._plans = plans
         self.pending.clear()
 
-    def __call__(self) -> tuple[NDArray[Any], ...]:
+    def __call__(self) -> tuple[Encoded, ...]:
         """Return the next plan of B images as the graph's inputs.
 
         Returns:
-            uint8[B, L] paths; int32[B, 2] start and int32[B, 2] shape of the box; float32[B, 2] start and float32[B, 2]
-            end of the part of the box that the output shows; int32[B] flip.
+            uint8[B, L] paths, or B encoded images; int32[B, 2] start and int32[B, 2] shape of the box; float32[B, 2] start
+            and float32[B, 2] end of the part of the box that the output shows; int32[B] flip.
 
         Raises:
             StopIteration: after the last plan.
@@ -58,14 +62,26 @@ class Feed:
         self.pending.append(plan)
         pixels = plan.boxes[:, 2:] / plan.resized
         start, end = plan.offsets * pixels, (plan.offsets + plan.size) * pixels
-        return (
-            self._index.paths(plan.ids),
+        inputs = (
+            encoded(self._index, plan.ids),
             np.ascontiguousarray(plan.boxes[:, :2]),
             np.ascontiguousarray(plan.boxes[:, 2:]),
             start.astype(np.float32),
             end.astype(np.float32),
             plan.flip.astype(np.int32),
         )
+        self._inputs.append(inputs)  # views of shards are not copied by DALI, so they have to live until it is done
+        return inputs
+
+
+def encoded(index: Index, ids: Ints) -> Encoded:
+    """Return what `read_images` takes: uint8[B, L] paths, or of samples in shards a list of B arrays uint8[bytes]."""
+    return [index.shards.view(sample) for sample in ids.tolist()] if index.shards else index.paths(ids)
+
+
+def read_images(index: Index, given: Any) -> Any:
+    """Return the graph's node that holds the encoded images."""
+    return given if index.shards else fn.io.file.read(given)
 
 
 def build_graph(job: Job, feed: Feed, size: int, place: Place) -> Pipeline:
@@ -79,9 +95,11 @@ def build_graph(job: Job, feed: Feed, size: int, place: Place) -> Pipeline:
     graph = Pipeline(job.batch, job.threads, device_id, prefetch_queue_depth=job.prefetch)
     decoder = {"device": "mixed", **_GPU_DECODER} if place == "gpu" else {"device": "cpu"}
     with graph:
-        paths, box_start, box_shape, roi_start, roi_end, flip = fn.external_source(source=feed, num_outputs=6, batch=True)
+        images, box_start, box_shape, roi_start, roi_end, flip = fn.external_source(
+            source=feed, num_outputs=6, batch=True, no_copy=job.index.shards is not None
+        )
         images = fn.decoders.image_slice(
-            fn.io.file.read(paths),
+            read_images(job.index, images),
             box_start,
             box_shape,
             axis_names="HW",
@@ -116,10 +134,10 @@ class DaliExecutor(Executor):
         super().close()
         self._kept = None
 
-    def _run(self) -> Generator[Batch, None, None]:
+    def _run(self, first: int) -> Generator[Batch, None, None]:
         graph, feed = self._kept or self._new()
         self._kept = None  # comes back only if the pass ends well: an abandoned graph holds batches
-        feed.start(self.job.plans())
+        feed.start(self.job.plans(first))
         stream = torch.cuda.current_stream(self.job.device) if self._place == "gpu" else None
         while True:
             try:
@@ -128,7 +146,7 @@ class DaliExecutor(Executor):
                 break
             except Exception as error:  # DALI's exceptions have many types, and often name no file
                 ids = np.concatenate([plan.ids for plan in feed.pending])
-                raise self.job.index.explain(ids, _gist(error)) from error
+                raise UnreadableError(ids, gist(error)) from error
             # DALI keeps the memory as long as the tensor lives, and gives it out again in the order of the stream named above.
             yield self._batch(feed.pending.popleft(), from_dlpack(images.as_tensor()))
         graph.reset()
@@ -139,7 +157,7 @@ class DaliExecutor(Executor):
         return build_graph(self.job, feed, self._size, self._place), feed
 
 
-def _gist(error: Exception) -> Exception:
+def gist(error: Exception) -> Exception:
     """Return the line of DALI's long message that says what went wrong."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     after = lines.index("encountered:") + 1 if "encountered:" in lines else 0

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config import Config
-from pipeline.data import synthetic
+from pipeline.data import sources, synthetic
 from pipeline.data.index import Index, open_index
+from pipeline.data.quarantine import Quarantine
 from pipeline.data.scan import some
 from pipeline.errors import DataError
 from pipeline.world import World
@@ -23,6 +24,21 @@ class Dataset:
     train: Index
     val: Index
     classes: tuple[str, ...]
+    bad_train: Quarantine
+    bad_val: Quarantine
+
+    def remember_bad(self, file: Path) -> None:
+        """Take over the bad images that an earlier start of a run met, and keep those met from now on in its file.
+
+        Raises:
+            DataError: if the file can't be read.
+        """
+        self.bad_train.attach(file)
+        self.bad_val.attach(file)
+
+    def bad_images(self) -> int:
+        """Return how many images of both splits are known to be bad, to any rank of the run."""
+        return self.bad_train.count() + self.bad_val.count()
 
 
 def open_dataset(cfg: Config, world: World) -> Dataset:
@@ -35,16 +51,44 @@ def open_dataset(cfg: Config, world: World) -> Dataset:
     if data.executor == "synthetic":
         train = synthetic.make_index("train", data.synthetic_train, data.synthetic_classes)
         val = synthetic.make_index("val", data.synthetic_val, data.synthetic_classes)
-        return Dataset(train, val, train.classes)
-    return world.main_first(lambda: _open(data.root, data.cache))
+        return _dataset(train, val, cfg)
+    root = world.together(lambda: _stage(cfg))
+    return world.main_first(lambda: _open(root, cfg))
 
 
-def _open(root: Path | None, cache: Path | None) -> Dataset:
-    root = _check_root(root)
-    train, val = (open_index(root, split, cache) for split in ("train", "val"))
+def _stage(cfg: Config) -> Path | None:
+    """Return the data root, after copying it to this node if that is asked for; every rank calls this, one a node copies."""
+    data = cfg.data
+    if data.stage_to is None:
+        if data.stage_from is not None:
+            raise DataError("data.stage_from: needs data.stage_to, the folder to copy to; set it, or data.root instead")
+        return data.root
+    from pipeline.data.stage import stage  # fsspec is needed for this only
+
+    stage(data.stage_from or str(_check_root(data.root)), data.stage_to)
+    return data.stage_to
+
+
+def _open(given: Path | None, cfg: Config) -> Dataset:
+    root = _check_root(given)
+    train, val = (open_index(root, split, cfg.data.cache) for split in ("train", "val"))
     if train.classes != val.classes:
         raise DataError(f"{root}: {_difference(train.classes, val.classes)}; both need the same class folders")
-    return Dataset(train, val, train.classes)
+    return _dataset(train, val, cfg)
+
+
+def _dataset(train: Index, val: Index, cfg: Config) -> Dataset:
+    return Dataset(train, val, train.classes, quarantine(train, "train", cfg), quarantine(val, "val", cfg))
+
+
+def quarantine(index: Index, split: str, cfg: Config) -> Quarantine:
+    """Return the quarantine of a split as the configuration says.
+
+    Raises:
+        DataError: if more images are bad than `data.max_bad_fraction`, or the list `data.quarantine` can't be read.
+    """
+    lists = [cfg.data.quarantine] if cfg.data.quarantine else []
+    return Quarantine(index, split, cfg.data.max_bad_fraction, lists)
 
 
 def _check_root(root: Path | None) -> Path:
@@ -55,7 +99,7 @@ def _check_root(root: Path | None) -> Path:
         raise DataError(f"data.root: {root} is not a folder; {_LAYOUT}")
     if not any(root.iterdir()):
         raise DataError(f"data.root: {root} is empty; {_LAYOUT}")
-    missing = [split for split in ("train", "val") if not (root / split).is_dir()]
+    missing = [split for split in ("train", "val") if not sources.exists(root / split)]
     if missing:
         raise DataError(f"data.root: {root} has no folder {' and none '.join(missing)}; {_LAYOUT}")
     return root

@@ -1,17 +1,28 @@
-"""One image file: which files count as images, their size and pixels by PIL, and what is wrong with a broken one.
+"""One image: which files count as images, their size and pixels by PIL, and what is wrong with a broken one.
 
 Not here: folders of images (`scan`), crops and batches.
 """
 
+import os
+from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+
+from pipeline.data import jpeg
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Source: torchvision.datasets.folder.IMG_EXTENSIONS."""
 
-# What both PIL and DALI decode, whatever the file's extension says.
-_FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP")
+FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP")
+"""What both PIL and DALI decode, whatever the file's extension says."""
+
+Source = Path | str | BytesIO
+HEAD = 4096
+"""First bytes of a file, which hold most JPEGs' frame header."""
 
 
 # Here PIL rotates some images by their tag and DALI refuses them; in JPEG and PNG both leave the pixels as they are stored.
@@ -30,7 +41,51 @@ def read_size(path: Path | str) -> tuple[int, int]:
     Raises:
         Exception: of any kind, as PIL's decoders do on broken files; `describe` puts it into words.
     """
-    with Image.open(path, formats=_FORMATS) as image:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:  # a JPEG's header read by hand takes a fifth of PIL's time
+        head = os.pread(fd, HEAD, 0)
+        frame = read_frame(head, lambda n: os.pread(fd, n, 0)) if head.startswith(jpeg.SOI) else None
+    finally:
+        os.close(fd)
+    return (frame.width, frame.height) if frame else pil_size(path)
+
+
+def size_of(data: NDArray[np.uint8]) -> tuple[int, int]:
+    """Return width and height in pixels, as stored, of an image in memory (uint8[bytes]).
+
+    Raises:
+        Exception: of any kind, as PIL's decoders do on broken files; `describe` puts it into words.
+    """
+    head = data[:HEAD].tobytes()
+    if not head.startswith(jpeg.SOI):
+        return pil_size(BytesIO(data.data))
+    frame = read_frame(head, lambda n: data[:n].tobytes())
+    return frame.width, frame.height
+
+
+def read_frame(head: bytes, read: Callable[[int], bytes]) -> jpeg.Frame:
+    """Return a JPEG's frame header, from its first bytes or, where they don't hold it, from as many as it takes.
+
+    Raises:
+        ValueError: if the header is broken.
+        OSError: if the file ends within it.
+    """
+    frame = jpeg.read_frame(head)
+    while isinstance(frame, int):
+        head, before = read(frame + HEAD), head
+        if len(head) < frame or len(head) <= len(before):
+            raise OSError("cut off in the header")
+        frame = jpeg.read_frame(head)
+    return frame
+
+
+def pil_size(source: Source) -> tuple[int, int]:
+    """Return width and height in pixels, as stored, by PIL.
+
+    Raises:
+        Exception: of any kind, as PIL's decoders do on broken files; `describe` puts it into words.
+    """
+    with Image.open(source, formats=FORMATS) as image:
         if image.mode in ("I", "F") or image.mode.startswith("I;"):
             raise ValueError("has 16-bit or floating-point pixels; convert it to 8 bits")
         if image.format in _ROTATED and image.getexif().get(_ORIENTATION, 1) != 1:
@@ -38,13 +93,13 @@ def read_size(path: Path | str) -> tuple[int, int]:
         return image.size
 
 
-def read_rgb(path: Path) -> Image.Image:
+def read_rgb(source: Source) -> Image.Image:
     """Return the decoded image in mode RGB, as stored (not rotated by EXIF).
 
     Raises:
         Exception: of any kind, as PIL's decoders do on broken files; `describe` puts it into words.
     """
-    with Image.open(path, formats=_FORMATS) as image:
+    with Image.open(source, formats=FORMATS) as image:
         return image.convert("RGB")
 
 
@@ -59,10 +114,10 @@ def describe(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 
-def problem(path: Path, size: tuple[int, int]) -> str | None:
+def problem(source: Source, size: tuple[int, int]) -> str | None:
     """Return what is wrong with a file that should hold an image of `size` (width, height), or None."""
     try:
-        found = read_rgb(path).size
+        found = read_rgb(source).size
     except Exception as error:  # PIL's decoders raise anything on broken files
         return describe(error)
     if found != size:

@@ -1,24 +1,23 @@
-"""What samples a split has: names, labels and sizes as arrays on disk, opened by mmap so that ranks share them.
+"""What samples a split has: names, labels, sizes and places as arrays, opened by mmap so that ranks share them.
 
-Not here: finding the images (`scan`), and in which order they are used (`order`).
+Not here: finding the images (`scan`, `sources`), keeping the arrays (`store`), and in which order they are used (`order`).
 """
 
 import hashlib
-import json
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data import image, scan
+from pipeline.data import image, scan, shards, sources, store
 from pipeline.data.folders import whole_folder
+from pipeline.data.shards import Shards
 from pipeline.errors import DataError
-
-_FORMAT = 1
-_ARRAYS = ("names", "offsets", "labels", "widths", "heights")
 
 
 @dataclass(frozen=True)
@@ -29,43 +28,70 @@ class Index:
         folder: absolute folder that the names are relative to.
         classes: names of the classes; a label is a place in it.
         names: uint8[bytes], the encoded names one after another.
-        offsets: int64[N + 1], where each name starts in `names`.
-        labels: int32[N].
-        widths: int32[N], pixels as stored.
-        heights: int32[N], pixels as stored.
+        offsets: uint[N + 1], where each name starts in `names`.
+        labels: uint[N].
+        widths: uint[N], pixels as stored; 0 where the header can't be read.
+        heights: uint[N], pixels as stored.
+        bad: int64[bad], sorted samples whose header can't be read.
+        shards: where the samples are in tar shards; None: each is a file.
     """
 
     folder: Path
     classes: tuple[str, ...]
     names: NDArray[np.uint8]
-    offsets: NDArray[np.int64]
-    labels: NDArray[np.int32]
-    widths: NDArray[np.int32]
-    heights: NDArray[np.int32]
+    offsets: NDArray[Any]
+    labels: NDArray[Any]
+    widths: NDArray[Any]
+    heights: NDArray[Any]
+    bad: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    shards: Shards | None = None
 
     def __len__(self) -> int:
         """Return the number of samples."""
         return len(self.labels)
 
     def path(self, sample: int) -> Path:
-        """Return the path of a sample's file."""
-        return self.folder / os.fsdecode(self._name(sample))
+        """Return the path of a sample's file; of one in a shard, the shard's with the member's name behind it."""
+        folder = self.shards.files[int(self.shards.shard[sample])] if self.shards else self.folder
+        return folder / self.name(sample)
 
     def paths(self, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return uint8[B, L]: the encoded absolute paths of samples `ids` (int64[B]), padded with NUL."""
-        paths = [os.fsencode(self.folder) + b"/" + self._name(int(i)) for i in ids]
+        paths = [os.fsencode(self.folder) + b"/" + self.encoded_name(int(i)) for i in ids]
         return np.array(paths, np.bytes_).view(np.uint8).reshape(len(paths), -1)
 
-    def _name(self, sample: int) -> bytes:
-        return self.names[self.offsets[sample] : self.offsets[sample + 1]].tobytes()
+    def source(self, sample: int) -> image.Source:
+        """Return what `image` reads a sample from."""
+        return BytesIO(self.shards.view(sample).data) if self.shards else self.path(sample)
+
+    def read(self, sample: int) -> bytes:
+        """Return a sample's bytes as stored.
+
+        Raises:
+            OSError: if its file can't be read.
+            DataError: if its shard can't be read.
+        """
+        return self.shards.view(sample).tobytes() if self.shards else self.path(sample).read_bytes()
+
+    def name(self, sample: int) -> str:
+        """Return a sample's name."""
+        return os.fsdecode(self.encoded_name(sample))
+
+    def encoded_name(self, sample: int) -> bytes:
+        """Return a sample's name as the file system has it."""
+        return self.names[int(self.offsets[sample]) : int(self.offsets[sample + 1])].tobytes()
+
+    def problem(self, sample: int) -> str | None:
+        """Return what is wrong with a sample, or None."""
+        return image.problem(self.source(sample), (int(self.widths[sample]), int(self.heights[sample])))
+
+    def problems(self, ids: NDArray[np.int64]) -> dict[int, str]:
+        """Return what is wrong with which of the samples `ids` (int64[B])."""
+        found = {sample: self.problem(sample) for sample in np.unique(ids).tolist()}
+        return {sample: reason for sample, reason in found.items() if reason}
 
     def explain(self, ids: NDArray[np.int64], error: Exception) -> DataError:
-        """Return the error to raise when samples `ids` (int64[B]) could not be read: it names the first bad file."""
-        for sample in ids.tolist():
-            path = self.path(sample)
-            found = image.problem(path, (int(self.widths[sample]), int(self.heights[sample])))
-            if found:
-                return DataError(f"{path}: {found}; replace or remove this file and start again")
+        """Return the error to raise when samples `ids` (int64[B]) could not be read though each alone seems good."""
         return DataError(
             f"{self.path(int(ids[0]))} or one of the {len(ids) - 1} images read with it: {image.describe(error)}; "
             "data.executor=reference may read it"
@@ -73,37 +99,58 @@ class Index:
 
 
 def open_index(root: Path, split: str, cache: Path | None) -> Index:
-    """Open the index of `root/split`, after making it if there is none, or if it is broken or older than its folders.
+    """Open the index of `root/split`, after making it if there is none, or if it is broken or older than its sources.
 
-    `cache` is the folder that holds indexes; None stands for the user's cache.
+    A pack brings its own. `cache` is the folder that holds the others; None stands for the user's cache.
 
     Raises:
         DataError: as `build` does.
     """
     folder = _folder(root, split)
+    if store.is_pack(folder):
+        return open_pack(folder)
     return _load(_place(folder, cache), folder) or build(root, split, cache)
 
 
-def build(root: Path, split: str, cache: Path | None) -> Index:
-    """Make the index of `root/split` anew, from the headers of all its images.
+def open_pack(folder: Path) -> Index:
+    """Open the index that lies beside a pack's shards in `folder`.
 
     Raises:
-        DataError: if the folder, a class or an image can't be used, or the cache can't be written.
+        DataError: if it is broken, or a shard is missing or of another size.
+    """
+    place = folder / store.IN_PACK
+    problem = store.pack_problem(folder)
+    index = None if problem else _load(place, folder)
+    if index is None:
+        raise DataError(f"{folder}: {problem or 'the index of this pack is broken'}; copy it again, or make the pack again")
+    return index
+
+
+def build(root: Path, split: str, cache: Path | None) -> Index:
+    """Make the index of `root/split` anew from the headers of all its images; an interrupted one goes on.
+
+    Images whose header can't be read are kept, and marked as bad.
+
+    Raises:
+        DataError: if the folder or a class can't be used, no image can be read, or the cache can't be written.
     """
     folder = _folder(root, split)
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; data.root needs train/<class>/* and val/<class>/*")
+    if store.is_pack(folder):
+        return open_pack(folder)
     try:
-        listing = scan.walk(folder)
+        listing = sources.find(folder)
     except OSError as error:
         raise DataError(f"{error.filename or folder}: {error.strerror}; make the folder readable") from error
-    sizes = scan.read_sizes(folder, listing.names)
     place = _place(folder, cache)
+    partial = place.with_name(f"{place.name}.partial")
     try:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        sizes = scan.read_sizes(listing, partial)
         with whole_folder(place) as new:
-            _save(new, folder, listing, sizes)
+            store.save(new, store.Content(folder, listing, sizes))
             # Opened before it is moved: the maps stay valid whatever another process does to the place.
             index = _load(new, folder)
+        partial.unlink(missing_ok=True)
     except OSError as error:
         raise DataError(
             f"data.cache: {place.parent} can't be written ({error.strerror}); set it to a folder that can"
@@ -111,6 +158,19 @@ def build(root: Path, split: str, cache: Path | None) -> Index:
     if index is None:
         raise DataError(f"{folder}: changed while it was indexed; wait until the copying is done and start again")
     return index
+
+
+def describe_bad(index: Index, ids: Sequence[int]) -> list[str]:
+    """Return `name (what is wrong)` for samples whose header can't be read; for the first few, the rest by name alone."""
+    return [f"{index.name(s)} ({_header_problem(index, s)})" if k < scan.NAMED else index.name(s) for k, s in enumerate(ids)]
+
+
+def _header_problem(index: Index, sample: int) -> str:
+    try:
+        image.pil_size(index.source(sample))
+    except Exception as error:  # PIL's decoders raise anything on broken files
+        return image.describe(error)
+    return "changed since it was indexed"
 
 
 def _folder(root: Path, split: str) -> Path:
@@ -122,41 +182,30 @@ def _place(folder: Path, cache: Path | None) -> Path:
     return home.expanduser() / f"index-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:20]}"
 
 
-def _save(place: Path, folder: Path, listing: scan.Listing, sizes: NDArray[np.int32]) -> None:
-    encoded = [os.fsencode(name) for name in listing.names]
-    arrays: dict[str, NDArray[Any]] = {
-        "names": np.frombuffer(b"".join(encoded), np.uint8),
-        "offsets": np.cumsum([0, *map(len, encoded)], dtype=np.int64),
-        "labels": np.array(listing.labels, np.int32),
-        "widths": sizes[:, 0],
-        "heights": sizes[:, 1],
-    }
-    for name, array in arrays.items():
-        np.save(place / f"{name}.npy", array, allow_pickle=False)
-    meta = {"format": _FORMAT, "folder": str(folder), "classes": listing.classes, "folders": listing.folders}
-    (place / "meta.json").write_text(json.dumps(meta))
-
-
 def _load(place: Path, folder: Path) -> Index | None:
     """Open the index kept at `place`, or return None if there is none, or it is broken or out of date."""
-    try:
-        meta = json.loads((place / "meta.json").read_text())
-        if meta["format"] != _FORMAT or meta["folder"] != str(folder) or _changed(folder, meta["folders"]):
-            return None
-        arrays = {n: np.asarray(np.load(place / f"{n}.npy", mmap_mode="r", allow_pickle=False)) for n in _ARRAYS}
-        return _checked(Index(folder=folder, classes=tuple(meta["classes"]), **arrays))
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
+    kept = store.load(place, folder)
+    if kept is None:
         return None
+    meta, arrays = kept
+    found = None
+    if meta["shards"]:
+        placed = {name: arrays.pop(name) for name in shards.ARRAYS}
+        found = Shards.of(tuple(folder / name for name in meta["shards"]), placed)
+    index = Index(
+        folder=Path(meta["base"]) if meta["base"] else folder,
+        classes=tuple(meta["classes"]),
+        bad=np.array(meta["bad"], np.int64),
+        shards=found,
+        **arrays,
+    )
+    return None if _older_than_bad(place, index) else index
 
 
-def _changed(folder: Path, mtimes: dict[str, Any]) -> bool:
-    return any((folder / name).stat().st_mtime_ns != mtime for name, mtime in mtimes.items())
-
-
-def _checked(index: Index) -> Index:
-    n = len(index)
-    if n == 0 or not (len(index.widths) == len(index.heights) == len(index.offsets) - 1 == n):
-        raise ValueError("arrays of different lengths")
-    if index.offsets[-1] != len(index.names) or index.labels[-1] != len(index.classes) - 1:
-        raise ValueError("arrays of different data sets")
-    return index
+def _older_than_bad(place: Path, index: Index) -> bool:
+    """Tell whether a file that was bad has been replaced since; folders' mtimes don't tell of that."""
+    if index.shards is not None or not len(index.bad):
+        return False
+    made = (place / "meta.json").stat().st_mtime_ns
+    paths = [index.path(sample) for sample in index.bad.tolist()]
+    return any(not path.exists() or path.stat().st_mtime_ns > made for path in paths)

@@ -5,22 +5,39 @@ Not here: how a plan comes about (`order`, `plan`) and how it is executed (`dali
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from importlib.util import find_spec
+from itertools import islice
 
 import numpy as np
 
 from pipeline.config import Config, Plan
 from pipeline.data.batch import Batch, Job, Loader
+from pipeline.data.blocks import samples_at
 from pipeline.data.dataset import Dataset, open_dataset
 from pipeline.data.index import Index
 from pipeline.data.normalize import Normalize
-from pipeline.data.order import eval_positions, micro_positions, permute
+from pipeline.data.order import eval_positions, micro_positions
 from pipeline.data.plan import BatchPlan, eval_plan, train_plan
+from pipeline.data.quarantine import FILE as BAD_IMAGES
+from pipeline.data.quarantine import Quarantine
+from pipeline.data.shards import read_ahead
 from pipeline.data.synthetic import SyntheticExecutor
 from pipeline.errors import DataError
 from pipeline.world import World
 
-__all__ = ["Batch", "Dataset", "Loader", "Normalize", "eval_batch", "eval_loader", "open_dataset", "train_loader"]
+__all__ = [
+    "BAD_IMAGES",
+    "Batch",
+    "Dataset",
+    "Loader",
+    "Normalize",
+    "Quarantine",
+    "eval_batch",
+    "eval_loader",
+    "open_dataset",
+    "train_loader",
+]
 
 
 def train_loader(cfg: Config, plan: Plan, world: World, dataset: Dataset, start_step: int) -> Loader:
@@ -29,32 +46,42 @@ def train_loader(cfg: Config, plan: Plan, world: World, dataset: Dataset, start_
     Raises:
         DataError: if the chosen executor can't run here.
     """
-    index = dataset.train
+    index, bad = dataset.train, dataset.bad_train
 
-    def plans() -> Iterator[BatchPlan]:
-        for step in range(start_step, plan.total_steps):
-            for micro in range(plan.accumulation):
-                epoch, positions = micro_positions(step, micro, rank=world.rank, world_size=world.size, plan=plan)
-                ids = permute(positions, plan.train_images, cfg.seed, epoch)
-                yield train_plan(index, cfg.data, ids, positions, seed=cfg.seed, epoch=epoch)
+    def plans(first: int) -> Iterator[BatchPlan]:
+        for number in range(start_step * plan.accumulation + first, plan.total_steps * plan.accumulation):
+            step, micro = divmod(number, plan.accumulation)
+            epoch, positions = micro_positions(step, micro, rank=world.rank, world_size=world.size, plan=plan)
+            ids = samples_at(index, cfg.data, positions, seed=cfg.seed, epoch=epoch)
+            ids = bad.replace(ids, positions, cfg.seed, epoch)
+            yield train_plan(index, cfg.data, ids, positions, seed=cfg.seed, epoch=epoch)
 
-    job = Job(index, plans, plan.micro_batch, world.device, cfg.data.threads, cfg.data.prefetch)
+    ahead = partial(_ahead, plans, index)
+    job = Job(index, ahead, plan.micro_batch, world.device, cfg.data.threads, cfg.data.prefetch, bad)
     return _executor(cfg, job, cfg.data.resolution)
 
 
-def eval_loader(cfg: Config, world: World, index: Index) -> Loader:
+def _ahead(plans: Callable[[int], Iterator[BatchPlan]], index: Index, first: int) -> Iterator[BatchPlan]:
+    return read_ahead(plans(first), index.shards)
+
+
+def eval_loader(cfg: Config, world: World, index: Index, bad: Quarantine | None = None) -> Loader:
     """Return this rank's share of the images of `index`, each image on exactly one rank and in one batch.
+
+    Images in the quarantine `bad` are left out; without one, an image that can't be read is an error.
 
     Raises:
         DataError: if the chosen executor can't run here.
     """
     batch = cfg.eval.batch or cfg.batch.micro
 
-    def plans() -> Iterator[BatchPlan]:
-        for ids in eval_positions(len(index), batch, rank=world.rank, world_size=world.size):
+    def plans(first: int) -> Iterator[BatchPlan]:
+        batches = eval_positions(len(index), batch, rank=world.rank, world_size=world.size)
+        good = (bad.good(ids) if bad else ids for ids in batches)
+        for ids in islice((ids for ids in good if len(ids)), first, None):
             yield eval_plan(index, cfg.eval, ids)
 
-    job = Job(index, plans, batch, world.device, cfg.data.threads, cfg.data.prefetch)
+    job = Job(index, partial(_ahead, plans, index), batch, world.device, cfg.data.threads, cfg.data.prefetch, bad)
     return _executor(cfg, job, cfg.eval.crop)
 
 
@@ -65,7 +92,11 @@ def eval_batch(cfg: Config, world: World, index: Index, ids: Sequence[int]) -> B
         DataError: if an image can't be read.
     """
     wanted = np.array(ids, np.int64)
-    job = Job(index, lambda: iter([eval_plan(index, cfg.eval, wanted)]), len(ids), world.device, cfg.data.threads, 1)
+
+    def plans(first: int) -> Iterator[BatchPlan]:
+        return islice(iter([eval_plan(index, cfg.eval, wanted)]), first, None)
+
+    job = Job(index, plans, len(ids), world.device, cfg.data.threads, 1)
     with closing(_executor(cfg, job, cfg.eval.crop)) as loader:
         return next(iter(loader))
 
@@ -73,26 +104,45 @@ def eval_batch(cfg: Config, world: World, index: Index, ids: Sequence[int]) -> B
 def _executor(cfg: Config, job: Job, size: int) -> Loader:
     makers: dict[str, Callable[[], Loader]] = {
         "dali": lambda: _dali(cfg, job, size),
+        "hybrid": lambda: _hybrid(cfg, job),
         "reference": lambda: _reference(job),
         "synthetic": lambda: SyntheticExecutor(job, size),
     }
     chosen = cfg.data.executor
     if chosen == "auto":
-        chosen = "dali" if _has_dali() else "reference"
+        chosen = "reference" if not _has_dali() else "dali" if _decodes_on_gpu(cfg, job) else "hybrid"
     return makers[chosen]()
 
 
 def _dali(cfg: Config, job: Job, size: int) -> Loader:
+    _need_dali()
+    on_gpu = _decodes_on_gpu(cfg, job)
+    from pipeline.data.dali import DaliExecutor  # machines without DALI use the other executors
+
+    return DaliExecutor(job, size, "gpu" if on_gpu else "cpu")
+
+
+def _hybrid(cfg: Config, job: Job) -> Loader:
+    _need_dali()
+    if cfg.data.device == "gpu":
+        raise DataError("data.executor: hybrid decodes on the CPU; use data.device=cpu or auto, or data.executor=dali")
+    from pipeline.data.hybrid import HybridExecutor
+
+    return HybridExecutor(job)
+
+
+def _need_dali() -> None:
     if not _has_dali():
         raise DataError(
             "data.executor: DALI is not installed here; install nvidia-dali-cuda130, or use data.executor=reference"
         )
+
+
+def _decodes_on_gpu(cfg: Config, job: Job) -> bool:
     on_gpu = job.device.type == "cuda"
     if cfg.data.device == "gpu" and not on_gpu:
         raise DataError("data.device: gpu, but this process trains on the CPU; use data.device=cpu or auto")
-    from pipeline.data.dali import DaliExecutor  # machines without DALI use the other executors
-
-    return DaliExecutor(job, size, "gpu" if on_gpu and cfg.data.device != "cpu" else "cpu")
+    return on_gpu and cfg.data.device != "cpu"
 
 
 def _reference(job: Job) -> Loader:

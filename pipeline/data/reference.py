@@ -16,15 +16,15 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
 from pipeline.data import image
-from pipeline.data.batch import Batch, Executor
+from pipeline.data.batch import Batch, Executor, UnreadableError
 from pipeline.data.plan import BatchPlan
 
 
 class ReferenceExecutor(Executor):
     """Reads, crops, resizes and flips with `threads` threads, `prefetch` batches ahead of the consumer."""
 
-    def _run(self) -> Generator[Batch, None, None]:
-        plans = self.job.plans()
+    def _run(self, first: int) -> Generator[Batch, None, None]:
+        plans = self.job.plans(first)
         pool = ThreadPoolExecutor(self.job.threads, "decode")
         try:
             ahead = deque(self._start(pool, plan) for plan in islice(plans, self.job.prefetch))
@@ -43,13 +43,13 @@ class ReferenceExecutor(Executor):
         try:
             images = np.stack([future.result() for future in futures])
         except Exception as error:  # PIL's decoders raise anything on broken files
-            raise self.job.index.explain(plan.ids, error) from error
+            raise UnreadableError(plan.ids, error) from error
         return self._batch(plan, torch.from_numpy(images))
 
     def _image(self, plan: BatchPlan, place: int) -> NDArray[np.uint8]:
         sample = int(plan.ids[place])
         index = self.job.index
-        whole = image.read_rgb(index.path(sample))
+        whole = image.read_rgb(index.source(sample))
         if whole.size != (index.widths[sample], index.heights[sample]):
             raise ValueError("not of the size that it was indexed with")
         return np.asarray(execute(whole, plan, place))

@@ -3,17 +3,20 @@
 Not here: keeping what was found (`index`).
 """
 
+import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pipeline.data import image
+from pipeline.data.shards import Shards
 from pipeline.errors import DataError
 from pipeline.units import count
 
@@ -21,23 +24,38 @@ from pipeline.units import count
 # opening a file takes milliseconds.
 _THREADS = 8
 _CHUNK = 256
-_NAMED = 5
+_ROW_BYTES = 8  # width and height of an image
+NAMED = 5
+VERIFY = "`python -m pipeline data verify`"
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The images of a split: names relative to its folder, labels, and the folders walked with their mtimes in ns."""
+    """The N images of a split, wherever they are listed.
 
+    Attributes:
+        base: folder that the names are relative to.
+        classes: names of the classes.
+        names: paths relative to `base`, or names of members of shards.
+        labels: places in `classes`.
+        stamps: mtimes in ns of what was listed, by path relative to the split's folder.
+        shards: names of the tar files that hold the images; empty where each is a file.
+        places: for shards, the arrays `shard`, `starts`, `lengths`, `order` and `checksums` (see `shards.Shards`).
+    """
+
+    base: Path
     classes: tuple[str, ...]
     names: list[str]
     labels: list[int]
-    folders: dict[str, int]
+    stamps: dict[str, int]
+    shards: tuple[str, ...] = ()
+    places: dict[str, NDArray[Any]] = field(default_factory=dict)
 
 
 def some(names: Sequence[str]) -> str:
     """Return the first few names, and how many more there are."""
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def walk(folder: Path) -> Listing:
@@ -63,7 +81,7 @@ def walk(folder: Path) -> Listing:
             f"{folder}: {count(len(empty), 'class folder')} with no image ({some(empty)}); "
             f"remove them, or add images ({' '.join(image.EXTENSIONS)})"
         )
-    return Listing(tuple(classes), names, labels, folders)
+    return Listing(folder, tuple(classes), names, labels, folders)
 
 
 def _walk_class(folder: Path, name: str, folders: dict[str, int]) -> Iterator[str]:
@@ -84,33 +102,74 @@ def _fail(error: OSError) -> None:
     raise error  # os.walk would pass over a folder that it can't list
 
 
-def read_sizes(folder: Path, names: Sequence[str]) -> NDArray[np.int32]:
-    """Return int32[N, 2], the images' widths and heights as stored; shows a bar on a terminal if it takes long.
+def read_sizes(listing: Listing, partial: Path) -> NDArray[np.int32]:
+    """Return int32[N, 2], the images' widths and heights as stored, 0 where a header can't be read.
+
+    Shows a bar on a terminal if it takes long. What was read is kept in the file `partial` meanwhile; a later call for
+    the same listing goes on from there.
 
     Raises:
-        DataError: naming the first few images whose header can't be read.
+        DataError: if no image can be read.
+        OSError: if `partial` can't be written.
     """
-    bad: list[str] = []
+    n = len(listing.names)
+    sizes = np.zeros((n, 2), np.int32)
+    with partial.open("a+b") as file:
+        done = _take_over(file, listing, sizes)
+        bar = tqdm(total=n, initial=done, desc=f"indexing {listing.base}", unit="img", disable=None, leave=False, delay=1)
+        with bar, ThreadPoolExecutor(_THREADS, "index") as pool:
+            for rows in pool.map(_reader(listing), range(done, n, _CHUNK)):
+                file.write(rows.tobytes())
+                sizes[done : done + len(rows)] = rows
+                done += len(rows)
+                bar.update(len(rows))
+    if not sizes.any():
+        raise DataError(f"{listing.base}: none of the {count(n, 'image')} can be read; {VERIFY} says why")
+    return sizes
+
+
+def _reader(listing: Listing) -> Callable[[int], NDArray[np.int32]]:
+    """Return a function that reads the sizes of a chunk of images, int32[<= 256, 2], from its first image's number."""
+    files = _Members(listing) if listing.shards else None
 
     def read(start: int) -> NDArray[np.int32]:
-        return np.array([_size(folder, name, bad) for name in names[start : start + _CHUNK]], np.int32)
+        ids = range(start, min(start + _CHUNK, len(listing.names)))
+        return np.array([files.size(i) if files else _size(listing, i) for i in ids], np.int32)
 
-    bar = tqdm(total=len(names), desc=f"indexing {folder}", unit="img", disable=None, leave=False, delay=1)
-    with bar, ThreadPoolExecutor(_THREADS, "index") as pool:
-        parts = []
-        for part in pool.map(read, range(0, len(names), _CHUNK)):
-            parts.append(part)
-            bar.update(len(part))
-    if bad:
-        raise DataError(
-            f"{folder}: {count(len(bad), 'image')} can't be read: {some(sorted(bad))}; replace or remove such files"
-        )
-    return np.concatenate(parts)
+    return read
 
 
-def _size(folder: Path, name: str, bad: list[str]) -> tuple[int, int]:
+def _take_over(file: BinaryIO, listing: Listing, sizes: NDArray[np.int32]) -> int:
+    """Fill in the sizes that an interrupted call for the same listing left; return how many there are."""
+    about = "\0".join([str(listing.base), repr(listing.stamps), *listing.names])
+    digest = hashlib.sha256(about.encode("utf-8", "surrogateescape")).digest()
+    file.seek(0)
+    same = file.read(len(digest)) == digest
+    rows = file.read() if same else b""
+    done = min(len(rows) // _ROW_BYTES, len(sizes)) // _CHUNK * _CHUNK
+    sizes[:done] = np.frombuffer(rows[: done * _ROW_BYTES], np.int32).reshape(-1, 2)
+    file.truncate(len(digest) + done * _ROW_BYTES if same else 0)
+    if not same:
+        file.write(digest)
+    return done
+
+
+def _size(listing: Listing, sample: int) -> tuple[int, int]:
     try:
-        return image.read_size(os.path.join(folder, name))  # noqa: PTH118 - a Path for each file costs as much again
-    except Exception as error:  # PIL's decoders raise anything on broken files
-        bad.append(f"{name} ({image.describe(error)})")
+        return image.read_size(os.path.join(listing.base, listing.names[sample]))  # noqa: PTH118 - a Path costs as much again
+    except Exception:  # PIL's decoders raise anything on broken files
         return 0, 0
+
+
+class _Members:
+    """Reads the sizes of images in shards."""
+
+    def __init__(self, listing: Listing) -> None:
+        files = tuple(listing.base / name for name in listing.shards)
+        self._shards = Shards.of(files, listing.places)
+
+    def size(self, sample: int) -> tuple[int, int]:
+        try:
+            return image.size_of(self._shards.view(sample))
+        except Exception:  # PIL's decoders raise anything on broken files
+            return 0, 0

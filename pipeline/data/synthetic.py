@@ -43,6 +43,6 @@ class SyntheticExecutor(Executor):
         shape = (self.job.batch, size, size, 3)
         return torch.randint(0, 256, shape, dtype=torch.uint8, device=self.job.device, generator=generator)
 
-    def _run(self) -> Generator[Batch, None, None]:
-        for plan in self.job.plans():
+    def _run(self, first: int) -> Generator[Batch, None, None]:
+        for plan in self.job.plans(first):
             yield self._batch(plan, self._images[: len(plan)])

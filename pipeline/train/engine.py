@@ -52,7 +52,7 @@ def fit(state: State, store: Store, flag: StopFlag, listener: Listener) -> None:
     state.network.train()
     state.statistics.start_training()
     with (
-        closing(eval_loader(cfg, world, state.dataset.val)) as val,
+        closing(eval_loader(cfg, world, state.dataset.val, state.dataset.bad_val)) as val,
         closing(train_loader(cfg, plan, world, state.dataset, state.step)) as train,
     ):
         settle = partial(_settle, state, store, listener, val)
@@ -161,7 +161,8 @@ def _settle(state: State, store: Store, listener: Listener, val: Loader, stop: b
 
 def _evaluate(state: State, listener: Listener, val: Loader) -> bool:
     """Evaluate; return whether the result is the best so far."""
-    world, expected = state.world, state.plan.val_images
+    world = state.world
+    expected = partial(state.dataset.bad_val.good_images, world)
     watch = Watch(state.model)
     with state.clock.measure("eval_s"):
         found = evaluate(watch, watch.over(val), state.normalize, world=world, expected=expected, autocast=state.autocast)

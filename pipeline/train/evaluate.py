@@ -3,7 +3,7 @@
 Not here: what to do with the result.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
@@ -21,7 +21,7 @@ def evaluate(
     normalize: Normalize,
     *,
     world: World,
-    expected: int,
+    expected: Callable[[], int],
     autocast: torch.dtype | None = None,
 ) -> dict[str, float]:
     """Return `loss` (cross-entropy), `top1`, `top5` (fractions) and `count` over all ranks' batches.
@@ -29,7 +29,7 @@ def evaluate(
     Ranks need not have the same number of batches: nothing is exchanged before the end.
 
     Raises:
-        DataError: if the images counted are not exactly `expected`.
+        DataError: if the images counted are not exactly as many as `expected` says when all batches are done.
     """
     training = model.training
     model.eval()
@@ -40,6 +40,7 @@ def evaluate(
         total += batch_sums(logits, batch.labels)
     sums = Sums(*world.sum_(total).tolist())
     model.train(training)
-    if sums.count != expected:
-        raise DataError(f"evaluation counted {sums.count:.0f} images instead of {expected}; the index does not fit the data")
+    good = expected()
+    if sums.count != good:
+        raise DataError(f"evaluation counted {sums.count:.0f} images instead of {good}; the index does not fit the data")
     return {**sums.means(), "count": sums.count}

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.data.index import Index
 from pipeline.data.loader import Batch, eval_batch
-from pipeline.files import write_atomically
+from pipeline.files import write_text
 from pipeline.track import curves, environment
 from pipeline.train import pictures
 from pipeline.train.state import State
@@ -60,15 +60,6 @@ def keep_origin(state: State, run_dir: Path) -> list[Path]:
             write_text(run_dir / name, text)
             files.append(run_dir / name)
     return files
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all.
-
-    Raises:
-        UsageError: if the file can't be written.
-    """
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def keep_first_batch(batch: Batch, classes: tuple[str, ...], path: Path) -> None:

@@ -95,7 +95,8 @@ class Reporter(Silent):
             step,
             {f"train/{k}": v for k, v in means.items()}
             | {"train/lr": lr, "train/epoch": epoch, "time/train_s": state.clock.train_s, "time/active_s": state.clock.total_s}
-            | {f"perf/{k}": v for k, v in rates.items()},
+            | {f"perf/{k}": v for k, v in rates.items()}
+            | {"data/bad_images": state.dataset.bad_images()},
         )
         self._say(
             f"{self._place(step, state)}   loss {means['loss']:7.4f}   top1 {means['top1']:6.2%}   lr {lr:.2e}"

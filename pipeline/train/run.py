@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from pipeline.config import Config, Plan, make_plan, to_yaml
-from pipeline.data.loader import Dataset, Normalize, open_dataset
+from pipeline.data.loader import BAD_IMAGES, Dataset, Normalize, open_dataset
 from pipeline.errors import Stopped
 from pipeline.model import weights, zoo
 from pipeline.recipe import loss, optim, schedule
@@ -43,6 +43,7 @@ def train(cfg: Config) -> None:
         dataset = open_dataset(cfg, world)
         state = world.together(lambda: build(cfg, world, dataset))
         run = _open_run(state, held)
+        world.together(lambda: dataset.remember_bad(run.path / BAD_IMAGES))
         _resume(state, run)
         if _is_finished(state, run):
             return

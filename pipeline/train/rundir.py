@@ -21,7 +21,8 @@ WEIGHTS, BEST_WEIGHTS, MLFLOW_MODEL = "model.safetensors", "best.safetensors", "
 _OURS = ("run.lock", "config.yaml", "run.json", "STOP", "launch")
 
 HARMLESS = re.compile(
-    r"^(run|track|dist|launch|eval)\.|^data\.(root|cache|threads|prefetch|device)$"
+    r"^(run|track|dist|launch|eval)\."
+    r"|^data\.(root|stage_from|stage_to|cache|threads|prefetch|device|quarantine|max_bad_fraction)$"
     r"|^train\.(log_every|checkpoint_every|keep_checkpoints|max_time|compile)$"
 )
 """Keys that may differ when a run is continued: they do not change what is learned."""

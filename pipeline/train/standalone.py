@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from pipeline import units
 from pipeline.config import Config, load, loads
+from pipeline.data.dataset import quarantine
 from pipeline.data.index import Index, open_index
 from pipeline.data.loader import Normalize, eval_loader
 from pipeline.errors import CheckpointError, DataError
@@ -57,13 +59,14 @@ def evaluate_file(request: Request) -> dict[str, Any] | None:
         index = world.main_first(lambda: open_index(request.data, "val", trained.cfg.data.cache))
         model = world.together(lambda: _model(trained, index, world))
         cfg = trained.cfg
-        with closing(eval_loader(cfg, world, index)) as batches:
+        bad = world.together(lambda: quarantine(index, "val", cfg))
+        with closing(eval_loader(cfg, world, index, bad)) as batches:
             found = evaluate(
                 model,
                 batches,
                 Normalize(cfg.data.mean, cfg.data.std, world.device, next(model.parameters()).dtype),
                 world=world,
-                expected=len(index),
+                expected=partial(bad.good_images, world),
                 autocast=autocast_type(cfg.train, world.device),
             )
     if not world.is_main:

@@ -8,6 +8,7 @@ LEVELS = [
     "units",
     "redact",
     "files",
+    "output",
     "config",
     "rollcall",
     "world",
@@ -17,11 +18,12 @@ LEVELS = [
     "recipe",
     "train",
     "compare",
+    "bench",
     "__main__",
 ]
 MAY = {"data": {"data"}, "model": {"model"}, "recipe": {"recipe"}, "track": {"track"}}
 ONLY = {
-    "nvidia": {"pipeline/data/dali.py"},
+    "nvidia": {"pipeline/data/dali.py", "pipeline/data/hybrid.py"},
     "torch.distributed": {"pipeline/world.py", "launch/agent.py"},
     "submitit": {"launch/slurm.py"},
     "pickle": set(),

@@ -36,7 +36,7 @@ PLACES: list[tuple[Place, dict[str, str]]] = [
 
 @pytest.mark.parametrize(("place", "expected"), PLACES)
 def test_operators_stand_where_they_should(place: Place, expected: dict[str, str], index: Index) -> None:
-    job = Job(index, lambda: iter(()), 4, torch.device("cpu"), 1, 2)
+    job = Job(index, lambda first: iter(()), 4, torch.device("cpu"), 1, 2)
     serialized = build_graph(job, Feed(index), 32, place).serialize()
     assert placed(serialized) == expected
     assert (b"hw_decoder_load" in serialized) == (b"jpeg_fancy_upsampling" in serialized) == (place == "gpu")

@@ -17,7 +17,7 @@ from pipeline.data.order import micro_positions, permute
 from pipeline.data.plan import train_plan
 from pipeline.world import World
 
-EXECUTORS = ["dali", "reference"]
+EXECUTORS = ["dali", "hybrid", "reference"]
 PlanFor = Callable[[Config, Dataset, World], Plan]
 
 
@@ -96,11 +96,11 @@ def test_reference_crops_as_torchvision_does(
 def differences(
     image_config: Callable[..., Config], evaluated: Callable[..., list[Batch]], trained: Callable[..., list[Batch]]
 ) -> Callable[..., torch.Tensor]:
-    """Absolute differences of DALI's and the reference's pixels, of evaluation or training batches."""
+    """Absolute differences of an executor's and the reference's pixels, of evaluation or training batches."""
 
-    def make(kind: str, *overrides: str) -> torch.Tensor:
+    def make(kind: str, executor: str, *overrides: str) -> torch.Tensor:
         batches = evaluated if kind == "evaluation" else trained
-        ours, theirs = (batches(image_config(f"data.executor={name}", *overrides)) for name in EXECUTORS)
+        ours, theirs = (batches(image_config(f"data.executor={name}", *overrides)) for name in (executor, "reference"))
         for ids_or_labels in ("ids", "labels"):
             both = [[getattr(batch, ids_or_labels).tolist() for batch in batches] for batches in (ours, theirs)]
             assert both[0] == both[1]
@@ -110,8 +110,9 @@ def differences(
 
 
 @pytest.mark.parametrize("kind", ["evaluation", "training"])
-def test_executors_agree_on_pixels(kind: str, differences: Callable[..., torch.Tensor]) -> None:
-    difference = differences(kind, "eval.resize=256", "eval.crop=224", "data.resolution=224")
+@pytest.mark.parametrize("executor", ["dali", "hybrid"])
+def test_executors_agree_on_pixels(kind: str, executor: str, differences: Callable[..., torch.Tensor]) -> None:
+    difference = differences(kind, executor, "eval.resize=256", "eval.crop=224", "data.resolution=224")
     assert difference.max() <= 2
     assert difference.double().mean() <= 0.2
     assert difference.double().mean(dim=(1, 2, 3)).max() <= 0.25  # of any one image
@@ -121,11 +122,18 @@ def test_executors_agree_on_pixels(kind: str, differences: Callable[..., torch.T
 def test_executors_differ_in_the_outermost_pixels_of_strongly_reduced_crops_only(
     kind: str, differences: Callable[..., torch.Tensor]
 ) -> None:
-    difference = differences(kind)
+    difference = differences(kind, "dali")
     assert difference.double().mean() <= 0.2
     assert difference[..., 1:-1, 1:-1].max() <= 1
     # At the border of a crop DALI's filter repeats the last pixel, where PIL's is cut off and weighted anew.
     assert difference.max() <= 6
+
+
+@pytest.mark.parametrize("kind", ["evaluation", "training"])
+def test_hybrid_agrees_on_strongly_reduced_crops_to_their_border(kind: str, differences: Callable[..., torch.Tensor]) -> None:
+    difference = differences(kind, "hybrid")
+    assert difference.max() <= 2
+    assert difference.double().mean() <= 0.2
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)

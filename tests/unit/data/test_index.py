@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
+from pipeline.data import image, scan
 from pipeline.data.index import build, open_index
+from pipeline.data.quarantine import Quarantine
 from pipeline.errors import DataError
 
 
@@ -124,6 +126,62 @@ def test_a_broken_index_is_made_again(damage: Callable[[Path], object], small: P
     assert len(list(cache.iterdir())) == 1
 
 
+def test_an_interrupted_index_goes_on(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan, "_CHUNK", 2)
+    read = image.read_size
+    seen: list[str] = []
+
+    def interrupted(path: str) -> tuple[int, int]:
+        if len(seen) == 5:
+            raise KeyboardInterrupt
+        seen.append(path)
+        return read(path)
+
+    monkeypatch.setattr(scan, "_THREADS", 1)
+    monkeypatch.setattr(image, "read_size", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build(small, "train", tmp_path / "cache")
+    done = len(seen) // 2 * 2
+    monkeypatch.setattr(image, "read_size", lambda path: seen.append(path) or read(path))
+    index = build(small, "train", tmp_path / "cache")
+    assert done <= 4
+    assert len(seen) <= 5 + 6 - 2  # the first chunks were not read again
+    assert index.widths.tolist() == [48] * 6
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [kept(tmp_path / "cache").name]
+
+
+def test_a_csv_file_lists_images_anywhere(small: Path, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        (small / split).rename(small / f"pictures {split}")
+        lines = ["path,label", f"{small / 'pictures val'}/dog/0.jpg,a dog"]
+        lines += [f"pictures {split}/cat/1.jpg,the cat", f"pictures {split}/dog/2.jpg,a dog", ""]
+        (small / f"{split}.csv").write_text("\n".join(lines))
+    index = open_index(small, "train", tmp_path / "cache")
+    assert index.classes == ("a dog", "the cat")
+    assert index.labels.tolist() == [0, 1, 0]
+    assert [index.path(k).parts[-3:] for k in (0, 1)] == [("pictures val", "dog", "0.jpg"), ("pictures train", "cat", "1.jpg")]
+    assert index.heights.tolist() == [40] * 3
+    (small / "train.csv").write_text("path,label\npictures train/cat/0.jpg,cat\n")
+    later = (small / "train.csv").stat().st_mtime_ns + 10**9
+    os.utime(small / "train.csv", ns=(later, later))
+    assert open_index(small, "train", tmp_path / "cache").classes == ("cat",)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,label\na,b\n", "no column path; its first line must name path and label"),
+        ("path,label\n", "lists no image"),
+        ("path,label\na.jpg,\n", "line 2 lacks a path or a label"),
+        ("path,label\nno/such.jpg,x\n", "none of the 1 image can be read"),
+    ],
+)
+def test_csv_files_that_can_t_be_used(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        build(tmp_path, "train", tmp_path / "cache")
+
+
 def test_indexes_of_different_folders_live_side_by_side(small: Path, images: Path, tmp_path: Path) -> None:
     lengths = [len(open_index(*at, tmp_path / "cache")) for at in ((small, "train"), (small, "val"), (images, "val"))]
     assert lengths == [6, 6, 20]
@@ -147,13 +205,15 @@ def test_unreadable_images_are_named(small: Path, tmp_path: Path) -> None:
     Image.new("P", (8, 8)).save(cats / "gif.jpg", format="GIF")
     for number in range(4):
         (cats / f"zero{number}.png").touch()
+    index = build(small, "train", tmp_path / "cache")
     with pytest.raises(DataError) as failed:
-        build(small, "train", tmp_path / "cache")
+        Quarantine(index, "train", 0.5)
     message = str(failed.value)
-    assert message.startswith(f"{small / 'train'}: 7 images can't be read: cat/bad.jpg (not a JPEG")
-    assert message.endswith("and 2 more; replace or remove such files")
+    assert message.startswith(f"{small / 'train'}: 7 images of 13 can't be read: cat/bad.jpg (not a JPEG")
+    assert message.endswith("and 2 more; replace or remove such files, or raise data.max_bad_fraction")
     assert "\n" not in message
-    assert not (tmp_path / "cache").exists()
+    (cats / "bad.jpg").write_bytes(whole)  # neither the folder nor its list of files changes
+    assert len(open_index(small, "train", tmp_path / "cache").bad) == 6
 
 
 def test_class_folders_without_images_are_named(small: Path, tmp_path: Path) -> None:

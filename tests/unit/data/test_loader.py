@@ -14,13 +14,14 @@ from pipeline.config import Config, Plan
 from pipeline.data.batch import Loader
 from pipeline.data.dali import DaliExecutor
 from pipeline.data.dataset import Dataset, open_dataset
+from pipeline.data.hybrid import HybridExecutor
 from pipeline.data.loader import eval_loader, train_loader
 from pipeline.data.reference import ReferenceExecutor
 from pipeline.data.synthetic import SyntheticExecutor
 from pipeline.errors import DataError
 from pipeline.world import World
 
-EXECUTORS = ["dali", "reference"]
+EXECUTORS = ["dali", "hybrid", "reference"]
 PlanFor = Callable[[Config, Dataset, World], Plan]
 
 
@@ -141,7 +142,8 @@ def test_a_file_that_only_dali_can_t_read_is_reported_with_its_batch(
 
 
 def test_the_executor_is_chosen_by_the_config(evaluation: Callable[..., Loader], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert isinstance(evaluation(), DaliExecutor)
+    assert isinstance(evaluation(), HybridExecutor)
+    assert isinstance(evaluation("data.executor=dali"), DaliExecutor)
     assert isinstance(evaluation("data.executor=reference"), ReferenceExecutor)
     assert isinstance(evaluation("data.executor=synthetic"), SyntheticExecutor)
     with pytest.raises(DataError, match="data.device: gpu, but this process trains on the CPU; use data.device=cpu or auto"):

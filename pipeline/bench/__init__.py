@@ -1,0 +1,1 @@
+"""Measurements of the parts of training, in runs that can be repeated."""

@@ -1,0 +1,47 @@
+"""The training order: fully shuffled, or in shuffled runs of neighbouring samples for disks that dislike jumping about.
+
+Not here: random numbers (`order`), and reading anything.
+"""
+
+import numpy as np
+
+from pipeline.config.schema import Data
+from pipeline.data import order
+from pipeline.data.index import Index
+from pipeline.data.order import Ints
+
+_ROTATE, _WINDOW = (1 << 16) + 1, (1 << 16) + 2  # streams of random numbers apart from those in `order`
+
+
+def samples_at(index: Index, data: Data, positions: Ints, *, seed: int, epoch: int) -> Ints:
+    """Return int64[B]: the samples that stand at `positions` (int64[B]) of an epoch."""
+    n = len(index)
+    if data.order == "full":
+        return order.permute(positions, n, seed, epoch)
+    places = block_places(positions, n, (data.block, data.window), seed=seed, epoch=epoch)
+    return index.shards.order[places].astype(np.int64) if index.shards else places
+
+
+def block_places(positions: Ints, n: int, sizes: tuple[int, int], *, seed: int, epoch: int) -> Ints:
+    """Return int64[B]: which of `n` places on the disk are read at `positions` of an epoch.
+
+    The places, turned by a random amount, are cut into blocks of `sizes[0]`; the blocks are shuffled, and within each
+    window of `sizes[1]` following blocks all places are shuffled. What is left over by the last block comes last: other
+    places each epoch. A bijection of `range(n)`, computed for any positions alone.
+    """
+    block = min(sizes[0], n)
+    n_blocks = n // block
+    window = block * min(sizes[1], n_blocks)
+    turn = int(order.draws(np.zeros(1, np.int64), seed, epoch, _ROTATE, 1)[0, 0] * n)
+    places = np.array(positions, np.int64)
+    inside = np.flatnonzero(places < n_blocks * block)
+    numbers = places[inside] // window
+    for number in np.unique(numbers).tolist():
+        mine = inside[numbers == number]
+        first = number * window
+        length = min(window, n_blocks * block - first)
+        key = order.draws(np.array([number]), seed, epoch, _WINDOW, 2)[0] * 2**32
+        places[mine] = first + order.permute(places[mine] - first, length, int(key[0]), int(key[1]))
+    shuffled = order.permute(places[inside] // block, n_blocks, seed, epoch)
+    places[inside] = shuffled * block + places[inside] % block
+    return (places + turn) % n

@@ -1,0 +1,283 @@
+"""Packs: a data set as plain WebDataset tar shards with an index of where each sample's bytes are.
+
+Not here: reading from shards while training (`shards`), and how an index lies on the disk (`store`).
+"""
+
+import hashlib
+import json
+import shutil
+import tarfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from pipeline.data import image, store
+from pipeline.data.folders import whole_folder
+from pipeline.data.index import Index, open_index, open_pack
+from pipeline.data.order import permute
+from pipeline.data.scan import Listing, some
+from pipeline.errors import DataError, UsageError
+from pipeline.files import write_atomically
+from pipeline.units import count
+
+_PARTS = ".parts"
+_BLOCK = 512  # bytes; Source: POSIX.1-1988 (ustar)
+_RECORD = 20 * _BLOCK
+_KINDS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "PPM": "ppm", "TIFF": "tif"}
+_ROW = np.dtype([("start", "<u8"), ("length", "<u8"), ("width", "<u4"), ("height", "<u4"), ("checksum", "<u8")])
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to pack: re-encode to a shorter side of `short_side` or a longer side of `max_side` pixels; neither keeps the bytes.
+
+    Images that are no larger keep their bytes in any case. `quality` is of JPEG; a shard has `shard_images` images.
+    """
+
+    short_side: int | None = None
+    max_side: int | None = None
+    quality: int = 90
+    shard_images: int = 4096
+
+
+@dataclass(frozen=True)
+class _Job:
+    index: Index
+    split: str
+    out: Path
+    settings: Settings
+
+    @property
+    def order(self) -> NDArray[np.int64]:
+        """int64[N]: the samples as they are written, shuffled, so that neighbours on the disk are unrelated."""
+        n = len(self.index)
+        return permute(np.arange(n, dtype=np.int64), n, 0, 0)
+
+    def about(self) -> dict[str, Any]:
+        """Return what shards must agree on to belong to one pack."""
+        names = hashlib.sha256(self.index.names.tobytes() + self.index.labels.astype(np.int64).tobytes())
+        return {"settings": asdict(self.settings), "images": len(self.index), "source": names.hexdigest()}
+
+
+def pack(root: Path, out: Path, settings: Settings, cache: Path | None, threads: int) -> list[dict[str, Any]]:
+    """Pack the splits of a data root into `out/train` and `out/val`; return for each its folder, images and bytes.
+
+    A pack that is finished is left as it is, one that was interrupted goes on after its last finished shards. The same
+    images and settings give the same bytes.
+
+    Raises:
+        DataError: if the root can't be used, or `out` holds a pack of something else.
+        UsageError: if `out` can't be written or is full; finished shards stay.
+    """
+    rows = []
+    for split in ("train", "val"):
+        job = _Job(open_index(root, split, cache), split, out.expanduser().absolute() / split, settings)
+        if job.out == job.index.folder:
+            raise UsageError(f"{out}: is the data root itself; choose another folder for the pack")
+        _pack_split(job, threads)
+        meta = store.pack_meta(job.out)
+        rows.append(
+            {"folder": str(job.out), "images": len(job.index), "bad": len(meta["bad"]), "bytes": sum(meta["shard_bytes"])}
+        )
+    return rows
+
+
+def _pack_split(job: _Job, threads: int) -> None:
+    if store.is_pack(job.out):
+        _same(job, store.pack_meta(job.out))
+        return
+    parts = job.out / _PARTS
+    order = job.order
+    per = job.settings.shard_images
+    chunks = [order[start : start + per] for start in range(0, len(order), per)]
+    with _writing(job.out):
+        parts.mkdir(parents=True, exist_ok=True)
+        for left in job.out.glob(".*.tmp"):  # of a process that was killed
+            left.unlink()
+        settings = parts / "settings.json"
+        if settings.is_file():
+            _same(job, json.loads(settings.read_text()))
+        write_atomically(settings, lambda path: path.write_text(json.dumps(job.about())))
+        bar = tqdm(total=len(order), desc=f"packing {job.split}", unit="img", disable=None, leave=False, delay=1)
+        with bar, ThreadPoolExecutor(threads, "pack") as pool:
+            for rows in pool.map(lambda number: _shard(job, number, chunks[number]), range(len(chunks))):
+                bar.update(len(rows))
+        _write_index(job, chunks)
+        shutil.rmtree(parts)
+
+
+def _same(job: _Job, found: dict[str, Any]) -> None:
+    for key, value in job.about().items():
+        if found.get(key) != value:
+            raise DataError(f"{job.out}: holds a pack with other {key}; choose another folder, or remove this one")
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{out}: can't be written: {error.strerror or error}; choose another folder") from error
+    except UsageError as error:
+        raise UsageError(f"{error}; the same command goes on after the finished shards") from error
+
+
+def _name(job: _Job, number: int) -> str:
+    return f"{job.split}-{number:06d}.tar"
+
+
+def _shard(job: _Job, number: int, ids: NDArray[np.int64]) -> NDArray[Any]:
+    """Write a shard unless it is there already; return its samples' places."""
+    path, part = job.out / _name(job, number), job.out / _PARTS / f"{number:06d}.npy"
+    if part.is_file() and path.is_file():
+        return _read_part(part)
+    rows = np.zeros(len(ids), _ROW)
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            for place, sample in enumerate(ids.tolist()):
+                rows[place] = _write_sample(job, file, sample)
+            file.write(bytes(2 * _BLOCK))
+            file.write(bytes(-file.tell() % _RECORD))
+
+    write_atomically(path, write)
+    write_atomically(part, lambda temporary: _save_part(temporary, rows))
+    return rows
+
+
+def _save_part(path: Path, rows: NDArray[Any]) -> None:
+    with path.open("wb") as file:
+        np.save(file, rows, allow_pickle=False)
+
+
+def _read_part(path: Path) -> NDArray[Any]:
+    rows: NDArray[Any] = np.load(path, allow_pickle=False)
+    return rows
+
+
+def _write_sample(job: _Job, file: BinaryIO, sample: int) -> tuple[int, int, int, int, int]:
+    """Write an image and its label; return start, length, width, height and checksum, all 0 for an unreadable image."""
+    size = int(job.index.widths[sample]), int(job.index.heights[sample])
+    try:
+        if not size[0]:
+            return 0, 0, 0, 0, 0
+        data, kind, size = _encode(job.index.read(sample), size, job.settings)
+    except Exception as error:  # PIL's decoders raise anything on broken files
+        if isinstance(error, OSError) and error.errno is not None:
+            raise DataError(f"{job.index.path(sample)}: {image.describe(error)}; make it readable") from error
+        return 0, 0, 0, 0, 0
+    start = _write_member(file, f"{sample:09d}.{kind}", data)
+    _write_member(file, f"{sample:09d}.cls", str(int(job.index.labels[sample])).encode())
+    return start, len(data), *size, checksum(data)
+
+
+def checksum(data: bytes | memoryview) -> int:
+    """Return the checksum of a sample's bytes that an index of a pack keeps."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
+def _write_member(file: BinaryIO, name: str, data: bytes) -> int:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = len(data), 0o444  # no time and no owner: the same images give the same bytes
+    file.write(info.tobuf(tarfile.USTAR_FORMAT))
+    start = file.tell()
+    file.write(data)
+    file.write(bytes(-len(data) % _BLOCK))
+    return start
+
+
+def _encode(data: bytes, size: tuple[int, int], settings: Settings) -> tuple[bytes, str, tuple[int, int]]:
+    """Return an image's bytes as they are to be stored, its kind and its width and height."""
+    target = target_size(size, settings)
+    with Image.open(BytesIO(data), formats=image.FORMATS) as opened:
+        if target == size:
+            return data, _KINDS[str(opened.format)], size
+        resized = opened.convert("RGB").resize(target, Image.Resampling.BICUBIC)
+    buffer = BytesIO()
+    resized.save(buffer, "JPEG", quality=settings.quality)
+    return buffer.getvalue(), "jpg", target
+
+
+def target_size(size: tuple[int, int], settings: Settings) -> tuple[int, int]:
+    """Return width and height that an image of `size` is stored with; never larger."""
+    shares = [1.0]
+    if settings.short_side:
+        shares.append(settings.short_side / min(size))
+    if settings.max_side:
+        shares.append(settings.max_side / max(size))
+    share = min(shares)
+    return size if share == 1 else (max(1, round(size[0] * share)), max(1, round(size[1] * share)))
+
+
+def _write_index(job: _Job, chunks: list[NDArray[np.int64]]) -> None:
+    index, n = job.index, len(job.index)
+    rows, shard = np.zeros(n, _ROW), np.zeros(n, np.int64)
+    for number, ids in enumerate(chunks):
+        rows[ids] = _read_part(job.out / _PARTS / f"{number:06d}.npy")
+        shard[ids] = number
+    if not rows["length"].any():
+        raise DataError(f"{index.folder}: no image can be read; there is nothing to pack")
+    files = tuple(_name(job, number) for number in range(len(chunks)))
+    places = {
+        "shard": shard,
+        "starts": rows["start"],
+        "lengths": rows["length"],
+        "order": job.order,
+        "checksums": rows["checksum"],
+    }
+    names = [index.name(sample) for sample in range(n)]
+    listing = Listing(job.out, index.classes, names, index.labels.tolist(), {}, files, places)
+    sizes = np.stack([rows["width"], rows["height"]], axis=1).astype(np.int32)
+    more = job.about() | {"shard_bytes": [(job.out / name).stat().st_size for name in files]}
+    with whole_folder(job.out / store.IN_PACK) as new:
+        store.save(new, store.Content(job.out, listing, sizes, more))
+
+
+def check(out: Path, threads: int) -> dict[str, Any]:
+    """Compare every sample of a pack with its checksum; return the numbers of images and of shards.
+
+    Raises:
+        DataError: naming the first few samples that differ, or if there is no pack.
+    """
+    images, shards = 0, 0
+    wrong: list[str] = []
+    for split in ("train", "val"):
+        folder = out.expanduser().absolute() / split
+        if not store.is_pack(folder):
+            raise DataError(f"{folder}: no finished pack; make it with `python -m pipeline data pack ROOT {out}`")
+        index = open_pack(folder)
+        assert index.shards is not None
+        images, shards = images + len(index), shards + len(index.shards.files)
+        wrong += [str(index.path(sample)) for sample in _differing(index, threads)]
+    if wrong:
+        raise DataError(
+            f"{out}: {count(len(wrong), 'sample')} damaged: {some(wrong)}; copy the shards again, or make the pack again"
+        )
+    return {"folder": str(out), "images": images, "shards": shards}
+
+
+def _differing(index: Index, threads: int) -> list[int]:
+    shards = index.shards
+    assert shards is not None
+
+    def differs(sample: int) -> bool:
+        length = int(shards.lengths[sample])
+        return length > 0 and checksum(shards.view(sample).data) != int(shards.checksums[sample])
+
+    order = [int(sample) for sample in shards.order]
+    bar = tqdm(total=len(order), desc=f"checking {index.folder}", unit="img", disable=None, leave=False, delay=1)
+    with bar, ThreadPoolExecutor(threads, "check") as pool:
+        found = []
+        for sample, bad in zip(order, pool.map(differs, order, chunksize=1), strict=True):
+            found += [sample] if bad else []
+            bar.update()
+    return sorted(found)

@@ -1,0 +1,181 @@
+"""Which samples of a split are known to be bad, and what stands in for them.
+
+Not here: finding out what is wrong with an image (`index`, `verify`).
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.data import order
+from pipeline.data.index import Index, describe_bad
+from pipeline.data.scan import NAMED, VERIFY
+from pipeline.errors import DataError
+from pipeline.units import count
+from pipeline.world import World
+
+FILE = "quarantine.tsv"
+"""Name of a run's own list, in its directory."""
+_REPLACE = 1 << 16  # a stream of random numbers apart from those in `order`
+_TRIES = 256
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of a quarantine file: the split, the sample's number and name, and what is wrong with it."""
+
+    split: str
+    sample: int
+    name: str
+    reason: str
+
+    def line(self) -> str:
+        """Return the entry as a line of tab-separated values."""
+        fields = (self.split, str(self.sample), self.name, self.reason)
+        return "\t".join(" ".join(text.split("\t")).replace("\n", " ") for text in fields) + "\n"
+
+
+class Quarantine:
+    """The bad samples of a split: those known from the start, and those learned of meanwhile.
+
+    `bad` holds their sorted numbers, int64[bad].
+    """
+
+    def __init__(self, index: Index, split: str, max_fraction: float, lists: Iterable[Path] = ()) -> None:
+        """Start with the samples whose header can't be read and those in lists of bad images.
+
+        Raises:
+            DataError: if a list can't be read, or there are too many bad images.
+        """
+        self._index, self._split, self._max_fraction = index, split, max_fraction
+        self._file: Path | None = None
+        self.bad: order.Ints = index.bad
+        self._learned = 0
+        for path in lists:
+            self._take(path)
+        self._known = len(self.bad)
+        self._check()
+
+    def count(self) -> int:
+        """Return how many bad samples are known, to any rank that shares the run's file."""
+        if self._file is not None and self._file.is_file():
+            self._take(self._file)
+        return len(self.bad)
+
+    def good_images(self, world: World) -> int:
+        """Return how many samples are good, as far as the ranks have come upon bad ones; all ranks call this together."""
+        learned = int(world.sum_(torch.tensor(self._learned, device=world.device)))
+        return len(self._index) - self._known - learned
+
+    def attach(self, file: Path) -> None:
+        """Take over what an earlier start of the run learned, and remember in its file what is learned from now on.
+
+        Raises:
+            DataError: if the file can't be read.
+        """
+        if file.is_file():
+            self._take(file)
+            self._known = len(self.bad)
+        self._file = file
+
+    def learn(self, found: dict[int, str]) -> None:
+        """Remember bad samples, with what is wrong with each.
+
+        Raises:
+            DataError: naming them, if there are too many bad images by now, or the run's file can't be written.
+        """
+        self.bad = np.union1d(self.bad, np.array(list(found), np.int64))
+        self._learned += len(found)  # a rank meets none twice, and no other rank's
+        entries = [Entry(self._split, sample, self._index.name(sample), reason) for sample, reason in found.items()]
+        if self._file is not None:
+            _append(self._file, entries)
+        self._check([f"{self._index.path(entry.sample)}: {entry.reason}" for entry in entries])
+
+    def replace(self, ids: order.Ints, positions: order.Ints, seed: int, epoch: int) -> order.Ints:
+        """Return int64[B]: samples `ids`, with good ones in place of the bad, chosen by `(seed, epoch, position)` alone.
+
+        The first good one of a sequence of random samples counts, so it does not matter when a bad one becomes known.
+
+        Raises:
+            DataError: if there is hardly a good sample.
+        """
+        places = np.flatnonzero(np.isin(ids, self.bad))
+        if not len(places):
+            return ids
+        ids = ids.copy()
+        numbers = order.draws(positions[places], seed, epoch, _REPLACE, _TRIES)
+        candidates = (numbers * len(self._index)).astype(np.int64)
+        good = ~np.isin(candidates, self.bad)
+        if not good.any(axis=1).all():
+            raise DataError(f"{self._index.folder}: hardly any image is good; {VERIFY} says why")
+        ids[places] = candidates[np.arange(len(places)), good.argmax(axis=1)]
+        return ids
+
+    def good(self, ids: order.Ints) -> order.Ints:
+        """Return those of the samples `ids` that are not known to be bad."""
+        return ids[~np.isin(ids, self.bad)] if len(self.bad) else ids
+
+    def _take(self, path: Path) -> None:
+        samples = [self._find(entry) for entry in read(path) if entry.split == self._split]
+        self.bad = np.union1d(self.bad, np.array([s for s in samples if s is not None], np.int64))
+
+    def _find(self, entry: Entry) -> int | None:
+        """Return the sample that an entry means; its number is a hint, its name counts."""
+        index, name = self._index, os.fsencode(entry.name)
+        if 0 <= entry.sample < len(index) and index.encoded_name(entry.sample) == name:
+            return entry.sample
+        blob = index.names.tobytes()
+        at = blob.find(name)
+        while at >= 0:
+            sample = int(np.searchsorted(index.offsets, at, side="right")) - 1
+            if index.encoded_name(sample) == name:
+                return sample
+            at = blob.find(name, at + 1)
+        return None
+
+    def _check(self, news: list[str] | None = None) -> None:
+        if len(self.bad) <= self._max_fraction * len(self._index):
+            return
+        if news and len(self.bad) == len(news) == 1:
+            raise DataError(f"{news[0]}; replace or remove this file and start again")
+        named = describe_bad(self._index, self.bad[: NAMED + 1].tolist())[:NAMED] if not news else news[:NAMED]
+        more = len(self.bad) - len(named)
+        listed = ", ".join(named) + (f" and {more:,} more" if more > 0 else "")
+        noted = f" (all are listed in {self._file})" if self._file else ""
+        raise DataError(
+            f"{self._index.folder}: {count(len(self.bad), 'image')} of {len(self._index):,} can't be read: {listed}{noted}; "
+            "replace or remove such files, or raise data.max_bad_fraction"
+        )
+
+
+def read(path: Path) -> list[Entry]:
+    """Read a quarantine file; the last line may be cut off, as a process that was killed leaves it.
+
+    Raises:
+        DataError: if it can't be read or is something else.
+    """
+    try:
+        lines = path.expanduser().read_text(encoding="utf-8", errors="surrogateescape").split("\n")[:-1]
+        rows = [line.split("\t") for line in lines]
+        return [Entry(split, int(sample), name, reason) for split, sample, name, reason in rows]
+    except OSError as error:
+        raise DataError(f"data.quarantine: {path}: {error.strerror}; {VERIFY} --quarantine FILE makes one") from error
+    except ValueError as error:
+        raise DataError(f"data.quarantine: {path}: not a quarantine file; {VERIFY} --quarantine FILE makes one") from error
+
+
+def _append(path: Path, entries: list[Entry]) -> None:
+    text = "".join(entry.line() for entry in entries).encode("utf-8", errors="surrogateescape")
+    try:
+        # One write to a file opened for appending: ranks that do so at once don't get into each other's lines.
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        try:
+            os.write(fd, text)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise DataError(f"{path}: can't be written ({error.strerror}); free space, or choose another run.dir") from error

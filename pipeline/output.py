@@ -1,0 +1,56 @@
+"""What commands print: text for people, or JSON to where it was asked for.
+
+Not here: what is printed.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.files import write_text
+
+
+def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--json [FILE]`: machine-readable output, on standard output or in a file."""
+    return click.option(
+        "--json",
+        "json_to",
+        is_flag=False,
+        flag_value="-",
+        metavar="[FILE]",
+        help="Print JSON instead, or write it to FILE (after the other arguments, or as --json=FILE).",
+    )(command)
+
+
+def emit(value: Any, json_to: str | None, text: Callable[[], str]) -> None:
+    """Print text for people, or JSON to where it was asked for.
+
+    Raises:
+        UsageError: if the file can't be written.
+    """
+    if json_to is None:
+        click.echo(text())
+    elif json_to == "-":
+        click.echo(json.dumps(value, indent=2))
+    else:
+        write_text(Path(json_to), json.dumps(value, indent=2) + "\n")
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows of the same keys as a CSV file; no rows make an empty file.
+
+    Raises:
+        UsageError: if it can't be written.
+    """
+    import csv
+    import io
+
+    text = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(text, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    write_text(path, text.getvalue())

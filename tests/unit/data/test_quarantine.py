@@ -1,0 +1,170 @@
+"""Bad images: replaced in training, left out in evaluation, remembered, and too many of them an error."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config import Config, Plan
+from pipeline.data.batch import Batch
+from pipeline.data.dataset import Dataset, open_dataset
+from pipeline.data.loader import eval_loader, train_loader
+from pipeline.data.quarantine import Entry, Quarantine, read
+from pipeline.errors import DataError
+from pipeline.world import World
+
+EXECUTORS = ["dali", "hybrid", "reference"]
+PlanFor = Callable[[Config, Dataset, World], Plan]
+Sized = Callable[[list[tuple[int, int]]], "object"]
+
+
+@pytest.fixture
+def small_config(small: Path, config: Callable[..., Config], tmp_path: Path) -> Callable[..., Config]:
+    """A configuration over six training images, two steps of two micro-batches an epoch, that bears any number of bad ones."""
+
+    def make(*overrides: str) -> Config:
+        crops = ("data.resolution=32", "eval.resize=36", "eval.crop=32", "eval.batch=2")
+        batches = ("batch.global=2", "batch.micro=1", "train.epochs=3", "data.max_bad_fraction=0.5")
+        return config(f"data.root={small}", f"data.cache={tmp_path / 'own cache'}", *crops, *batches, *overrides)
+
+    return make
+
+
+def trained(cfg: Config, plan_for: PlanFor, rank: int = 0, size: int = 1, start_step: int = 0) -> tuple[Dataset, list[Batch]]:
+    world = World(rank=rank, size=size)
+    data = open_dataset(cfg, world)
+    loader = train_loader(cfg, plan_for(cfg, data, world), world, data, start_step)
+    batches = list(loader)
+    loader.close()
+    return data, batches
+
+
+def spoil(small: Path, *names: str) -> None:
+    for name in names:
+        path = small / "train" / name
+        path.write_bytes(path.read_bytes()[:400])
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_quarantine_replaces_bad_images_the_same_in_every_world_and_after_a_resume(
+    executor: str, small: Path, small_config: Callable[..., Config], plan_for: PlanFor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = small_config(f"data.executor={executor}")
+    _, whole = trained(cfg, plan_for)
+    spoil(small, "cat/1.jpg", "dog/2.jpg")  # samples 1 and 5
+    data, alone = trained(cfg, plan_for)
+    assert len(alone) == len(whole) == 18
+    assert all(batch.images.shape == (1, 3, 32, 32) for batch in alone)
+    for before, now in zip(whole, alone, strict=True):
+        if before.ids[0] in (1, 5):
+            assert now.ids[0] not in (1, 5)
+            assert now.labels[0] == data.train.labels[now.ids[0]]
+        else:
+            assert now.ids.tolist() == before.ids.tolist()
+            assert torch.equal(now.images, before.images)
+    assert data.bad_train.bad.tolist() == [1, 5]
+    said = capsys.readouterr().err
+    assert said.count("bad image, left out") == 2
+    assert str(small / "train" / "dog" / "2.jpg") in said
+    ranks = [trained(cfg, plan_for, rank, 2)[1] for rank in (0, 1)]
+    shared = [batch for pair in zip(*ranks, strict=True) for batch in pair]
+    resumed = trained(cfg, plan_for, start_step=4)[1]
+    for other, expected in ((shared, alone), (resumed, alone[8:])):
+        assert [batch.ids.tolist() for batch in other] == [batch.ids.tolist() for batch in expected]
+        assert all(torch.equal(a.images, b.images) for a, b in zip(other, expected, strict=True))
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_quarantine_leaves_bad_images_out_of_evaluation(
+    executor: str, small: Path, small_config: Callable[..., Config]
+) -> None:
+    cfg = small_config(f"data.executor={executor}")
+    data = open_dataset(cfg, World())
+    (small / "val" / "cat" / "2.jpg").write_text("gone")
+    for _ in range(2):
+        loader = eval_loader(cfg, World(), data.val, data.bad_val)
+        batches = list(loader)
+        loader.close()
+        assert [batch.ids.tolist() for batch in batches] == [[0, 1], [3], [4, 5]]
+        assert data.bad_val.good_images(World()) == 5
+
+
+def test_quarantine_is_remembered_in_the_run_s_file_and_taken_over(
+    small: Path, small_config: Callable[..., Config], plan_for: PlanFor, tmp_path: Path
+) -> None:
+    cfg = small_config()
+    spoil(small, "cat/1.jpg")
+    data = open_dataset(cfg, World())
+    data.remember_bad(tmp_path / "bad.tsv")
+    list(train_loader(cfg, plan_for(cfg, data, World()), World(), data, 0))
+    assert [(e.split, e.sample, e.name) for e in read(tmp_path / "bad.tsv")] == [("train", 1, "cat/1.jpg")]
+    assert data.bad_images() == 1
+    again = open_dataset(cfg, World())
+    again.remember_bad(tmp_path / "bad.tsv")
+    assert again.bad_train.bad.tolist() == [1]
+    listed = open_dataset(small_config(f"data.quarantine={tmp_path / 'bad.tsv'}"), World())
+    assert (listed.bad_train.bad.tolist(), listed.bad_val.bad.tolist()) == ([1], [])
+
+
+def test_quarantine_finds_samples_by_name_where_numbers_changed(
+    small: Path, small_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    entries = [Entry("train", 0, "dog/1.jpg", "?"), Entry("val", 99, "cat/0.jpg", "?"), Entry("train", 3, "no/such.jpg", "?")]
+    (tmp_path / "list.tsv").write_text("".join(entry.line() for entry in entries) + "train\t5\tcut o")
+    data = open_dataset(small_config(f"data.quarantine={tmp_path / 'list.tsv'}"), World())
+    assert (data.bad_train.bad.tolist(), data.bad_val.bad.tolist()) == ([4], [0])
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_quarantine_stops_the_run_with_a_list_when_it_is_too_large(
+    executor: str, small: Path, small_config: Callable[..., Config], plan_for: PlanFor
+) -> None:
+    cfg = small_config(f"data.executor={executor}", "data.max_bad_fraction=0.2")
+    data = open_dataset(cfg, World())
+    spoil(small, "cat/1.jpg", "dog/0.jpg")
+    with pytest.raises(DataError) as failed:
+        list(train_loader(cfg, plan_for(cfg, data, World()), World(), data, 0))
+    assert f"{small / 'train'}: 2 images of 6 can't be read: {small / 'train'}" in str(failed.value)
+    assert str(failed.value).endswith("replace or remove such files, or raise data.max_bad_fraction")
+
+
+def test_quarantine_of_headers_is_known_from_the_start(
+    small: Path, small_config: Callable[..., Config], plan_for: PlanFor
+) -> None:
+    (small / "train" / "dog" / "0.jpg").write_bytes(b"")
+    data, batches = trained(small_config(), plan_for)
+    assert data.train.bad.tolist() == [3]
+    assert len(batches) == 18
+    assert 3 not in {int(batch.ids[0]) for batch in batches}
+    with pytest.raises(DataError, match=r"train: 1 image of 6 can't be read: dog/0.jpg \(.+\); replace or remove such files"):
+        open_dataset(small_config("data.max_bad_fraction=0.1"), World())
+
+
+def test_quarantine_replaces_by_position_whatever_is_known_already(small: Path, small_config: Callable[..., Config]) -> None:
+    index = open_dataset(small_config(), World()).train
+    first, both = Quarantine(index, "train", 1.0), Quarantine(index, "train", 1.0)
+    first.learn({2: "x"})
+    both.learn({4: "y"})
+    both.learn({2: "x"})
+    ids, positions = np.array([0, 2, 2, 4, 2]), np.arange(5)
+    replaced = first.replace(ids, positions, 1, 2)
+    assert (replaced[[0, 3]].tolist(), 2 in replaced.tolist()) == ([0, 4], False)
+    later = both.replace(ids, positions, 1, 2)
+    same = replaced != 4
+    assert np.array_equal(later[same], replaced[same])
+    assert not {2, 4} & set(later.tolist())
+    many = np.full(3000, 2)
+    chosen = first.replace(many, np.arange(3000), 0, 0)
+    assert np.bincount(chosen, minlength=6)[2] == 0
+    assert np.bincount(chosen, minlength=6)[[0, 1, 3, 4, 5]].min() > 500
+
+
+@pytest.mark.parametrize("text", ["a,b,c\n", "train\tx\tname\treason\n", "one\n"])
+def test_quarantine_files_of_something_else_are_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "f").write_text(text)
+    with pytest.raises(DataError, match="not a quarantine file"):
+        read(tmp_path / "f")
+    with pytest.raises(DataError, match="No such file"):
+        read(tmp_path / "none")
