@@ -103,8 +103,11 @@ def _text(path: Path) -> str:
 
 def _parse(text: str, where: str, source: Source) -> tuple[Tree, dict[str, int]]:
     """Return the values in YAML text and the line of each dotted key."""
+    lines: dict[str, int] = {}
     try:
         node, tree = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
+        if isinstance(tree, dict):
+            _lines(node, "", lines, source.problems, where)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none; an anchor within itself
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
@@ -114,8 +117,6 @@ def _parse(text: str, where: str, source: Source) -> tuple[Tree, dict[str, int]]
         return {}, {}
     if not isinstance(tree, dict):
         raise ConfigError(f"{where}: a config is a mapping of keys, not {type(tree).__name__}")
-    lines: dict[str, int] = {}
-    _lines(node, "", lines, source.problems, where)
     return tree, lines
 
 

@@ -10,7 +10,7 @@ from pipeline.config.describe import as_tree
 from pipeline.errors import ConfigError
 from pipeline.units import Duration
 
-CONFIGS = sorted(p for p in Path("configs").rglob("*.yaml"))
+CONFIGS = sorted(p for p in Path("configs").rglob("*.yaml") if "site" not in p.parts)  # sites are read by the launcher
 
 
 def write(path: Path, text: str) -> Path:

@@ -39,7 +39,7 @@ def test_a_checkpoint_cut_anywhere_is_an_error_that_names_it(tmp_path: Path, sha
     path = Store(tmp_path).save(state(1), 1)
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(CheckpointError, match=r"step-000000001.pt: truncated or not a checkpoint; delete it"):
+    with pytest.raises(CheckpointError, match=r"step-000000001.pt: truncated, damaged or not a checkpoint; delete it"):
         checkpoint.load(path)
 
 
