@@ -93,7 +93,7 @@ def _config(group: Group, address: str | None) -> LaunchConfig:
         local_addr=address,
         logs_specs=_logs(group.logs),
         log_line_prefix_template="[${rank}] ",
-        signals_to_handle="SIGHUP,SIGQUIT",  # the others are forwarded: the agent must not act on them before the workers have
+        signals_to_handle="SIGQUIT",  # the others are forwarded: the agent must not act on them before the workers have
     )
 
 
