@@ -19,6 +19,7 @@ from pipeline.train import outcome
 from pipeline.train.machines import Machines
 from pipeline.train.metrics import Sums
 from pipeline.train.state import State
+from pipeline.world import World
 
 
 def say(text: str) -> None:
@@ -32,8 +33,8 @@ def say(text: str) -> None:
 class Silent:
     """The listener of the ranks that do not report; it takes part in what all ranks do together."""
 
-    def __init__(self, machines: Machines) -> None:
-        self._machines = machines
+    def __init__(self, machines: Machines | None = None) -> None:
+        self._gather = (machines or Machines(World(), None)).gather
 
     def look(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Return the batches."""
@@ -47,7 +48,7 @@ class Silent:
 
     def on_eval(self, state: State) -> None:
         """Tell how busy this node was."""
-        self._machines.gather()
+        self._gather()
 
     def close(self) -> None:
         """Do nothing."""
@@ -107,7 +108,7 @@ class Reporter(Silent):
     def on_eval(self, state: State) -> None:
         """Write a point of the validation curves."""
         val = state.val
-        system, energy_j = self._machines.gather()
+        system, energy_j = self._gather()
         state.clock.energy_j += energy_j
         told = {f"val/{k}": val[k] for k in ("loss", "top1", "top5")} | {"time/val_s": state.clock.total_s}
         self._journal.metrics(state.step, told | system)
