@@ -3,11 +3,10 @@
 Not here: leaving bad images out (`quarantine`).
 """
 
-import mmap
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
@@ -26,7 +25,7 @@ from pipeline.data.quarantine import Entry
 
 Bytes = NDArray[np.uint8]
 _CHUNK = 64
-_TAIL = 4096  # bytes at the end in which a JPEG's end marker is looked for
+_TAIL = 2048  # bytes at the end in which a JPEG's end marker is looked for
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def verify(root: Path, cache: Path | None, *, deep: bool, threads: int) -> Repor
     Raises:
         DataError: if the root can't be used.
     """
-    kinds: Counter[str] = Counter()
+    seen: Counter[tuple[str, ...]] = Counter()
     bad: list[Bad] = []
     images, spent_s = 0, 0.0
     for split in ("train", "val"):
@@ -76,13 +75,17 @@ def verify(root: Path, cache: Path | None, *, deep: bool, threads: int) -> Repor
         before_s = time.process_time()
         bar = tqdm(total=len(index), desc=f"verifying {split}", unit="img", disable=None, leave=False, delay=1)
         for sample, verdict in _verdicts(index, deep, threads):
-            bar.update()
-            kinds.update(verdict.kinds)
+            seen[verdict.kinds] += 1
             if verdict.problem:
                 reason = f"{verdict.problem}: {verdict.detail}" if verdict.detail else verdict.problem
                 bad.append(Bad(Entry(split, sample, index.name(sample), reason), index.path(sample), verdict.problem))
+            if sample % _CHUNK == 0:
+                bar.update(_CHUNK)
         bar.close()
         spent_s += time.process_time() - before_s
+    kinds: Counter[str] = Counter()
+    for several, n in seen.items():
+        kinds.update(dict.fromkeys(several, n))
     return Report(images, spent_s / images * 1000, dict(sorted(kinds.items())), bad)
 
 
@@ -104,7 +107,8 @@ def examine(index: Index, sample: int, deep: bool) -> Verdict:
             if not int(index.shards.lengths[sample]):
                 return Verdict(problem="empty", detail="was not readable when it was packed")
             return _judge(index.shards.view(sample), deep)
-        fd = os.open(index.path(sample), os.O_RDONLY | os.O_CLOEXEC)
+        path = os.path.join(index.folder, index.name(sample))  # noqa: PTH118 - a Path costs a tenth of the time
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             return _judge_file(fd, deep)
         finally:
@@ -121,25 +125,28 @@ def _judge_file(fd: int, deep: bool) -> Verdict:
         return Verdict(problem="empty", detail="0 bytes")
     if deep:
         return _judge(np.frombuffer(os.pread(fd, size, 0), np.uint8), deep)
-    with mmap.mmap(fd, size, access=mmap.ACCESS_READ) as mapped:  # touches the first and the last pages only
-        return judge(mapped, size)
+    return judge(lambda start, n: os.pread(fd, n, start), size)
 
 
 def _judge(data: Bytes, deep: bool) -> Verdict:
-    verdict = judge(data.data, len(data))
+    verdict = judge(lambda start, n: data[start : start + n].tobytes(), len(data))
     return _decode(data, verdict) if deep and not verdict.problem else verdict
 
 
-def judge(data: memoryview | mmap.mmap, size: int) -> Verdict:
-    """Judge an image of `size` bytes by its header and, of a JPEG, its end, without decoding it."""
-    head = bytes(data[: image.HEAD])
+def judge(read: Callable[[int, int], bytes], size: int) -> Verdict:
+    """Judge an image of `size` bytes by its header and, of a JPEG, its end, without decoding it.
+
+    `read(start, n)` returns up to `n` of its bytes.
+    """
+    head = read(0, image.HEAD)
     if not head.startswith(jpeg.SOI):
-        return _judge_other(head, data)
+        return _judge_other(head, lambda: read(0, size))
     try:
-        frame = image.read_frame(head, lambda n: bytes(data[:n]))
+        frame = image.read_frame(head, lambda n: read(0, n))
     except (ValueError, OSError) as error:
         return Verdict(problem="cut header" if isinstance(error, OSError) else "broken header", detail=str(error))
-    if jpeg.EOI not in bytes(data[max(0, size - _TAIL) : size]):
+    tail = head if size <= len(head) else read(max(0, size - _TAIL), _TAIL)
+    if jpeg.EOI not in tail:
         return Verdict(problem="truncated", detail="no end-of-image marker")
     return Verdict(kinds=_jpeg_kinds(frame, head))
 
@@ -162,11 +169,11 @@ def _rotated(head: bytes) -> bool:
         return False
 
 
-def _judge_other(head: bytes, data: memoryview | mmap.mmap) -> Verdict:
+def _judge_other(head: bytes, read: Callable[[], bytes]) -> Verdict:
     if head.startswith(b"GIF8"):
         return Verdict(problem="GIF", detail="not a JPEG, PNG, BMP, PPM, TIFF or WebP image")
     try:
-        with Image.open(BytesIO(bytes(data)), formats=image.FORMATS) as opened:
+        with Image.open(BytesIO(read()), formats=image.FORMATS) as opened:
             alpha = ["alpha"] if "A" in opened.getbands() or "transparency" in opened.info else []
             return Verdict(kinds=(str(opened.format), *alpha))
     except Exception as error:  # PIL's decoders raise anything on broken files
