@@ -11,12 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from pipeline.data import image, jpeg
@@ -175,10 +174,15 @@ def _judge_other(head: bytes, read: Callable[[], bytes]) -> Verdict:
     try:
         with Image.open(BytesIO(read()), formats=image.FORMATS) as opened:
             alpha = ["alpha"] if "A" in opened.getbands() or "transparency" in opened.info else []
-            return Verdict(kinds=(str(opened.format), *alpha))
+            kinds = (str(opened.format), *alpha)
+            image.check_kind(opened)
+        return Verdict(kinds=kinds)
+    except UnidentifiedImageError as error:
+        return Verdict(problem="text" if _is_text(head) else "no image", detail=image.describe(error))
+    except ValueError as error:
+        return Verdict(problem="unsupported", detail=str(error))
     except Exception as error:  # PIL's decoders raise anything on broken files
-        kind: Literal["text", "no image"] = "text" if _is_text(head) else "no image"
-        return Verdict(problem=kind, detail=image.describe(error))
+        return Verdict(problem="corrupt data", detail=image.describe(error))
 
 
 def _is_text(head: bytes) -> bool:
