@@ -79,6 +79,18 @@ def read_frame(head: bytes, read: Callable[[int], bytes]) -> jpeg.Frame:
     return frame
 
 
+def check_kind(image: Image.Image) -> None:
+    """Refuse what PIL opens but not every executor decodes to the same pixels.
+
+    Raises:
+        ValueError: saying what it is.
+    """
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        raise ValueError("has 16-bit or floating-point pixels; convert it to 8 bits")
+    if image.format in _ROTATED and image.getexif().get(_ORIENTATION, 1) != 1:
+        raise ValueError("is rotated by its orientation tag; store it upright")
+
+
 def pil_size(source: Source) -> tuple[int, int]:
     """Return width and height in pixels, as stored, by PIL.
 
@@ -86,10 +98,7 @@ def pil_size(source: Source) -> tuple[int, int]:
         Exception: of any kind, as PIL's decoders do on broken files; `describe` puts it into words.
     """
     with Image.open(source, formats=FORMATS) as image:
-        if image.mode in ("I", "F") or image.mode.startswith("I;"):
-            raise ValueError("has 16-bit or floating-point pixels; convert it to 8 bits")
-        if image.format in _ROTATED and image.getexif().get(_ORIENTATION, 1) != 1:
-            raise ValueError("is rotated by its orientation tag; store it upright")
+        check_kind(image)
         return image.size
 
 

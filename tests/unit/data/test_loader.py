@@ -129,8 +129,8 @@ def test_a_file_that_only_dali_can_t_read_is_reported_with_its_batch(
     small: Path, config: Callable[..., Config], plan_for: PlanFor
 ) -> None:
     cfg = config(f"data.root={small}", "data.executor=dali", "eval.batch=3", "eval.resize=36", "eval.crop=32", "batch.micro=2")
-    Image.fromarray(np.zeros((40, 48), np.float32)).save(small / "val" / "dog" / "1.jpg", format="PPM")
     dataset = open_dataset(cfg, World())
+    Image.fromarray(np.zeros((40, 48), np.float32)).save(small / "val" / "dog" / "1.jpg", format="PPM")
     loader = eval_loader(cfg, World(), dataset.val)
     with pytest.raises(DataError) as failed:
         list(loader)
