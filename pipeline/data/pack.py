@@ -85,9 +85,8 @@ def pack(root: Path, out: Path, settings: Settings, cache: Path | None, threads:
             raise UsageError(f"{out}: is the data root itself; choose another folder for the pack")
         _pack_split(job, threads)
         meta = store.pack_meta(job.out)
-        rows.append(
-            {"folder": str(job.out), "images": len(job.index), "bad": len(meta["bad"]), "bytes": sum(meta["shard_bytes"])}
-        )
+        row = {"folder": str(job.out), "images": len(job.index), "bad": len(meta["bad"]), "shards": len(meta["shards"])}
+        rows.append(row | {"bytes": sum(meta["shard_bytes"])})
     return rows
 
 

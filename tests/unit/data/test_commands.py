@@ -19,12 +19,12 @@ def test_an_index_a_pack_and_a_copy_on_the_command_line(small: Path, tmp_path: P
     cache = ("--cache", tmp_path / "cache")
     rows = json.loads(call("index", small, *cache, "--json").output)
     assert [(row["images"], row["classes"], row["bad"]) for row in rows] == [(6, 2, 1), (6, 2, 0)]
-    assert "5 images" not in call("index", small, *cache).output
+    assert "1 unreadable" in call("index", small, *cache).output.splitlines()[0]
     call("pack", small, tmp_path / "pack", *cache, "--short-side", "32", "--threads", "1", f"--json={tmp_path / 'p.json'}")
     rows = json.loads((tmp_path / "p.json").read_text())
     assert [(row["images"], row["bad"], row["shards"]) for row in rows] == [(6, 1, 1), (6, 0, 1)]
     assert "12 images in 2 shards are whole" in call("pack", tmp_path / "pack", "--check").output
-    assert "26 files" in call("stage", tmp_path / "pack", tmp_path / "node").output
+    assert "24 files" in call("stage", tmp_path / "pack", tmp_path / "node").output
     assert json.loads(call("stage", tmp_path / "pack", tmp_path / "node", "--json").output)["copied"] == 0
 
 
