@@ -16,6 +16,8 @@ from pipeline.config.schema import Config
 from pipeline.errors import ConfigError
 
 Tree = dict[str, Any]
+_MAPPINGS = ("expect.top1",)
+"""Keys whose value is a mapping: one that a file gives replaces its base's."""
 
 
 @dataclass
@@ -138,7 +140,7 @@ def _merge(source: Source, new: Tree, prefix: str, places: dict[str, str], defau
     for key, value in new.items():
         dotted = f"{prefix}{key}"
         source.origin[dotted] = places.get(dotted, default)
-        if isinstance(value, dict):
+        if isinstance(value, dict) and dotted not in _MAPPINGS:
             if not isinstance(target.get(key), dict):
                 target[key] = {}
             _merge(source, value, dotted + ".", places, default)

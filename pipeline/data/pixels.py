@@ -49,6 +49,10 @@ def _solarize_add(image: Image.Image, value: float) -> Image.Image:
     return image.point([min(255, i + int(value)) if i < 128 else i for i in range(256)] * 3)
 
 
+def _posterize(image: Image.Image, bits: float) -> Image.Image:
+    return ImageOps.posterize(image, int(bits)) if bits >= 1 else image.point([0] * 768)  # PIL refuses to keep none
+
+
 def _hue(image: Image.Image, turns: float) -> Image.Image:
     hue, saturation, value = image.convert("HSV").split()
     turned = (np.asarray(hue).astype(np.int16) + int(turns * 255)).astype(np.uint8)  # modulo 256, the whole circle
@@ -61,7 +65,7 @@ _POINTWISE: dict[Op, Callable[[Image.Image, float], Image.Image]] = {
     Op.COLOR: lambda image, value: ImageEnhance.Color(image).enhance(value),
     Op.CONTRAST: lambda image, value: ImageEnhance.Contrast(image).enhance(value),
     Op.SHARPNESS: lambda image, value: ImageEnhance.Sharpness(image).enhance(value),
-    Op.POSTERIZE: lambda image, value: ImageOps.posterize(image, int(value)),
+    Op.POSTERIZE: _posterize,
     Op.SOLARIZE: lambda image, value: ImageOps.solarize(image, value),  # type: ignore[arg-type]  # compares only
     Op.SOLARIZE_ADD: _solarize_add,
     Op.AUTOCONTRAST: lambda image, value: ImageOps.autocontrast(image),
