@@ -75,13 +75,11 @@ def test_poly_equals_timms_and_torchs(power: float) -> None:
     from timm.scheduler import PolyLRScheduler
 
     theirs = timms(PolyLRScheduler(sgd(), t_initial=50, power=power, lr_min=0.01, t_in_epochs=False), 50)
-    assert lrs(50, 0, "schedule.name=poly", f"schedule.power={power}", "schedule.end_lr=0.01") == pytest.approx(
-        theirs, rel=1e-9
-    )
+    poly = ("schedule.name=poly", f"schedule.power={power}")
+    assert lrs(50, 0, *poly, "schedule.end_lr=0.01") == pytest.approx(theirs, rel=1e-9)
     optimizer = sgd()
-    assert lrs(50, 0, *poly) == pytest.approx(
-        torchs(optimizer, torch.optim.lr_scheduler.PolynomialLR(optimizer, 50, power), 50), rel=1e-9
-    )
+    theirs = torchs(optimizer, torch.optim.lr_scheduler.PolynomialLR(optimizer, 50, power), 50)
+    assert lrs(50, 0, *poly) == pytest.approx(theirs, rel=1e-9)
 
 
 def torchs(optimizer: torch.optim.Optimizer, scheduler: Any, steps: int) -> list[float]:
