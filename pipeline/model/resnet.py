@@ -202,6 +202,9 @@ class Options(TypedDict, total=False):
     shortcut: Shortcut | None
     init: Init
     zero_init_gamma: bool
+    blurpool: bool
+    drop_path: float
+    prior_bias: bool
 
 
 def _preset(name: str, num_classes: int, options: Options) -> ResNet:

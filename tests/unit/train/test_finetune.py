@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.config import load
-from pipeline.errors import ConfigError
+from pipeline.errors import CheckpointError, ConfigError
 from pipeline.model.resnet import ResNet, Spec
 from pipeline.train import finetune, run
 from pipeline.world import World
@@ -49,6 +49,13 @@ def test_bad_recipes_are_one_line_before_anything_is_opened(keys: str, files: di
     with pytest.raises(ConfigError, match=CASES[keys]) as caught:
         run.check(load(None, [*NETWORK, "data.root=/nowhere", *overrides]), World(size=2))
     assert len(str(caught.value).splitlines()) == 1 and ": :" not in str(caught.value)
+
+
+def test_a_head_for_other_classes_is_refused_with_the_remedy(files: dict[str, Path]) -> None:
+    cfg = load(None, [*NETWORK, f"finetune.weights={files['whole']}"])
+    finetune.check(cfg)
+    with pytest.raises(CheckpointError, match=r"made for 7 classes, and this model has 10; .*finetune.head=new"):
+        finetune.start(cfg, ResNet(Spec((1, 1), (8, 16), first_kernel_size=3), 10))
 
 
 def test_timms_weights_start_a_timm_network_with_another_head(tmp_path: Path) -> None:
