@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -58,7 +58,7 @@ def train(config: Path, overrides: tuple[str, ...]) -> None:
 @click.argument("data", type=_FILE)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--config", type=_FILE, help="The configuration, for files of weights that do not hold their own.")
-@json_option
+@_json_option
 def evaluate(checkpoint: Path, data: Path, overrides: tuple[str, ...], config: Path | None, json_to: str | None) -> None:
     """Evaluate CHECKPOINT on the images in DATA/val, each counted exactly once.
 
@@ -69,14 +69,14 @@ def evaluate(checkpoint: Path, data: Path, overrides: tuple[str, ...], config: P
 
     found = evaluate_file(Request(checkpoint, data, tuple(overrides), config))
     if found:
-        emit(found, json_to, lambda: render(found))
+        _emit(found, json_to, lambda: render(found))
 
 
 @cli.command(epilog=_OVERRIDES)
 @click.argument("file", type=_FILE)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--out", type=_FILE, default="runs/degradation", show_default=True, help="Folder of the runs and results.")
-@json_option
+@_json_option
 def experiment(file: Path, overrides: tuple[str, ...], out: Path, json_to: str | None) -> None:
     """Train the plain and residual networks in FILE, and draw what depth does to them: PNG and Markdown.
 
@@ -89,7 +89,7 @@ def experiment(file: Path, overrides: tuple[str, ...], out: Path, json_to: str |
     results = degradation.read(out, list(plan.runs))
     written = degradation.write(results, out)
     said = "\n".join([*degradation.seen(results), *map(str, written)])
-    emit([r.as_dict() for r in results], json_to, lambda: said)
+    _emit([r.as_dict() for r in results], json_to, lambda: said)
 
 
 @cli.group()
@@ -137,37 +137,37 @@ def config() -> None:
 
 
 @config.command("describe")
-@json_option
+@_json_option
 def config_describe(json_to: str | None) -> None:
     """Print every key with its type, default and meaning."""
     from pipeline.config import describe, keys
 
-    emit(keys(), json_to, describe)
+    _emit(keys(), json_to, describe)
 
 
 @config.command("show", epilog=_OVERRIDES)
 @click.argument("config", type=_FILE)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@json_option
+@_json_option
 def config_show(config: Path, overrides: tuple[str, ...], json_to: str | None) -> None:
     """Print the whole configuration that CONFIG and the overrides resolve to."""
     from pipeline.config import as_tree, load, to_yaml
 
     cfg = load(config, overrides)
-    emit(as_tree(cfg), json_to, lambda: to_yaml(cfg).rstrip())
+    _emit(as_tree(cfg), json_to, lambda: to_yaml(cfg).rstrip())
 
 
 @config.command("diff")
 @click.argument("a", type=_FILE)
 @click.argument("b", type=_FILE)
-@json_option
+@_json_option
 def config_diff(a: Path, b: Path, json_to: str | None) -> None:
     """Show the keys in which the configurations A and B differ."""
     from pipeline.config import load
     from pipeline.config.diff import diff, render
 
     found = diff(load(a), load(b))
-    emit(found, json_to, lambda: render(found, (str(a), str(b))))
+    _emit(found, json_to, lambda: render(found, (str(a), str(b))))
 
 
 @config.command("plan", epilog=_OVERRIDES)
@@ -178,7 +178,7 @@ def config_diff(a: Path, b: Path, json_to: str | None) -> None:
 @click.option("--classes", type=click.IntRange(1), default=1000, show_default=True, help="Number of classes.")
 @click.option("--img-s", type=click.FloatRange(0, min_open=True), help="Speed of all processes together, in images a second.")
 @click.option("--png", type=_FILE, help="Draw learning rate and resolution into this file.")
-@json_option
+@_json_option
 def config_plan(config: Path, overrides: tuple[str, ...], png: Path | None, json_to: str | None, **asked: Any) -> None:
     """Print what CONFIG will do: steps, learning rate, images, resolution, memory and, with --img-s, hours."""
     from pipeline.config import load
@@ -189,7 +189,7 @@ def config_plan(config: Path, overrides: tuple[str, ...], png: Path | None, json
     found = forecast(cfg, Question(asked["world"], images, asked["classes"], asked["img_s"]))
     if png is not None:
         draw(found, png)
-    emit(found.as_dict(), json_to, lambda: render(found, cfg))
+    _emit(found.as_dict(), json_to, lambda: render(found, cfg))
 
 
 @cli.command()
