@@ -5,12 +5,17 @@ PY := $(VENV)/bin/python
 NPROC ?= 2
 ARGS ?=
 
-.PHONY: train test test-slurm check clean install install-dev
+.PHONY: train experiment test test-slurm check clean install install-dev
 
 # ARGS="seed=1 train.epochs=20" changes configuration keys.
 train: $(VENV)/.installed
 	@$(PY) -m pipeline data demo data/digits
 	$(PY) -m launch local configs/demo.yaml --nproc-per-node $(NPROC) $(ARGS)
+
+# The paper's degradation experiment on the digits: some minutes; figure and tables in runs/degradation.
+experiment: $(VENV)/.installed
+	@$(PY) -m pipeline data demo data/digits
+	$(PY) -m pipeline experiment configs/experiments/degradation.yaml --out runs/degradation $(ARGS)
 
 test: $(VENV)/.installed-dev
 	$(PY) -m pytest -n 2 $(ARGS)

@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -72,6 +72,26 @@ def evaluate(checkpoint: Path, data: Path, overrides: tuple[str, ...], config: P
         _emit(found, json_to, lambda: render(found))
 
 
+@cli.command(epilog=_OVERRIDES)
+@click.argument("file", type=_FILE)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--out", type=_FILE, default="runs/degradation", show_default=True, help="Folder of the runs and results.")
+@_json_option
+def experiment(file: Path, overrides: tuple[str, ...], out: Path, json_to: str | None) -> None:
+    """Train the plain and residual networks in FILE, and draw what depth does to them: PNG and Markdown.
+
+    The runs share the cores; one that was stopped goes on with the same command.
+    """
+    from pipeline.experiment import degradation, sweep
+
+    plan = sweep.read(file)
+    sweep.carry_out(plan, out, overrides, lambda line: click.echo(line, err=True))
+    results = degradation.read(out, list(plan.runs))
+    written = degradation.write(results, out)
+    said = "\n".join([*degradation.seen(results), *map(str, written)])
+    _emit([r.as_dict() for r in results], json_to, lambda: said)
+
+
 @cli.group()
 def data() -> None:
     """Make and inspect data sets."""
@@ -89,6 +109,17 @@ def data_demo(root: Path) -> None:
 
 for _command in data_commands:
     data.add_command(_command)
+
+
+@data.command("cifar10")
+@click.argument("archive", type=_FILE)
+@click.argument("root", type=_FILE, default="data/cifar10")
+def data_cifar10(archive: Path, root: Path) -> None:
+    """Write CIFAR-10's images from ARCHIVE (.tar.gz, the python or the binary version) to ROOT, in ImageNet's layout."""
+    from pipeline.data import cifar10
+
+    n = cifar10.write(archive, root)
+    click.echo(f"{root}: {n:,} images, train/<class>/* and val/<class>/*")
 
 
 @cli.group()
@@ -124,6 +155,41 @@ def config_show(config: Path, overrides: tuple[str, ...], json_to: str | None) -
 
     cfg = load(config, overrides)
     _emit(as_tree(cfg), json_to, lambda: to_yaml(cfg).rstrip())
+
+
+@config.command("diff")
+@click.argument("a", type=_FILE)
+@click.argument("b", type=_FILE)
+@_json_option
+def config_diff(a: Path, b: Path, json_to: str | None) -> None:
+    """Show the keys in which the configurations A and B differ."""
+    from pipeline.config import load
+    from pipeline.config.diff import diff, render
+
+    found = diff(load(a), load(b))
+    _emit(found, json_to, lambda: render(found, (str(a), str(b))))
+
+
+@config.command("plan", epilog=_OVERRIDES)
+@click.argument("config", type=_FILE)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--world", type=click.IntRange(1), default=1, show_default=True, help="Number of processes.")
+@click.option("--images", type=click.IntRange(1), help="Training images; default: what the recipe is for, else ImageNet's.")
+@click.option("--classes", type=click.IntRange(1), default=1000, show_default=True, help="Number of classes.")
+@click.option("--img-s", type=click.FloatRange(0, min_open=True), help="Speed of all processes together, in images a second.")
+@click.option("--png", type=_FILE, help="Draw learning rate and resolution into this file.")
+@_json_option
+def config_plan(config: Path, overrides: tuple[str, ...], png: Path | None, json_to: str | None, **asked: Any) -> None:
+    """Print what CONFIG will do: steps, learning rate, images, resolution, memory and, with --img-s, hours."""
+    from pipeline.config import load
+    from pipeline.train.forecast import IMAGENET, Question, draw, forecast, render
+
+    cfg = load(config, overrides)
+    images = asked["images"] or cfg.expect.images or IMAGENET[0]
+    found = forecast(cfg, Question(asked["world"], images, asked["classes"], asked["img_s"]))
+    if png is not None:
+        draw(found, png)
+    _emit(found.as_dict(), json_to, lambda: render(found, cfg))
 
 
 @cli.command()

@@ -2,7 +2,7 @@
 
 from pipeline.config.describe import as_tree, describe, digest, flat, keys, to_yaml
 from pipeline.config.load import all_keys, load, loads
-from pipeline.config.plan import Plan, make_plan
+from pipeline.config.plan import Plan, check_world, make_plan
 from pipeline.config.schema import Config
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Plan",
     "all_keys",
     "as_tree",
+    "check_world",
     "describe",
     "digest",
     "flat",

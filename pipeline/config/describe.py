@@ -36,8 +36,8 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def digest(cfg: Config) -> str:
-    """Return a short hash of what is learned: the configuration without the `run`, `track` and `dist` groups."""
-    tree = {k: v for k, v in as_tree(cfg).items() if k not in ("run", "track", "dist")}
+    """Return a short hash of what is learned: the configuration without the `run`, `track`, `dist` and `expect` groups."""
+    tree = {k: v for k, v in as_tree(cfg).items() if k not in ("run", "track", "dist", "expect")}
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -72,7 +72,15 @@ def describe() -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [round(v, 6) if isinstance(v, float) else v for v in value]
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+    return value if value is None or isinstance(value, bool | int | float | str | dict) else str(value)
+
+
+def _collection(kind: Any, info: FieldInfo) -> str:
+    inner = [_type(a, info) for a in get_args(kind) if a is not Ellipsis]
+    if get_origin(kind) is dict:
+        return f"mapping from {inner[0]} to {inner[1]}"
+    many = "any number of" if Ellipsis in get_args(kind) else len(inner)
+    return f"list of {many} {inner[0]}" if len(set(inner)) == 1 else f"list of {', '.join(inner)}"
 
 
 def _type(kind: Any, info: FieldInfo) -> str:
@@ -82,9 +90,8 @@ def _type(kind: Any, info: FieldInfo) -> str:
         return " | ".join(str(a) for a in get_args(kind))
     if get_origin(kind) in (Union, types.UnionType):
         return " | ".join(_type(a, info) for a in get_args(kind))
-    if get_origin(kind) is tuple:
-        inner = [a for a in get_args(kind) if a is not Ellipsis]
-        return f"list of {'any number of' if Ellipsis in get_args(kind) else len(inner)} {_type(inner[0], info)}"
+    if get_origin(kind) in (tuple, dict):
+        return _collection(kind, info)
     if hasattr(kind, "__metadata__"):
         return _type(get_args(kind)[0], info)
     return "null" if kind is type(None) else {"Path": "path", "str": "text"}.get(kind.__name__, kind.__name__)

@@ -16,6 +16,8 @@ from pipeline.config.schema import Config
 from pipeline.errors import ConfigError
 
 Tree = dict[str, Any]
+_MAPPINGS = ("expect.top1",)
+"""Keys whose value is a mapping: one that a file gives replaces its base's."""
 
 
 @dataclass
@@ -138,7 +140,7 @@ def _merge(source: Source, new: Tree, prefix: str, places: dict[str, str], defau
     for key, value in new.items():
         dotted = f"{prefix}{key}"
         source.origin[dotted] = places.get(dotted, default)
-        if isinstance(value, dict):
+        if isinstance(value, dict) and dotted not in _MAPPINGS:
             if not isinstance(target.get(key), dict):
                 target[key] = {}
             _merge(source, value, dotted + ".", places, default)
@@ -185,6 +187,10 @@ def _explain_all(error: ValidationError, source: Source) -> list[str]:
     for one in error.errors():
         loc = tuple(str(part) for part in one["loc"])
         key = ".".join(_real_keys(loc))
+        if not loc:  # keys of different groups that do not fit together: the message begins with one of them
+            key, _, said = one["msg"].removeprefix("Value error, ").partition(": ")
+            found.setdefault(f"{source.where(key)}: {key}: ", []).append(said)
+            continue
         found.setdefault(f"{source.where(key)}: {key}: ", []).append(_explain(one, loc))
     # the members of a union each have their say: `input should be 'auto'` or `a valid integer`
     return [head + " or ".join(dict.fromkeys(said)) for head, said in found.items()]
@@ -194,10 +200,18 @@ def _explain(error: Any, loc: tuple[str, ...]) -> str:
     kind = error["type"]
     if kind == "extra_forbidden":
         return f"unknown key{_suggest(loc)}"
+    if kind == "literal_error":
+        return f"must be {error['ctx']['expected']}, not {error['input']!r}{_nearest_choice(error)}"
     message = error["msg"].removeprefix("Value error, ").partition(", unable to parse")[0]
     message = message[:1].lower() + message[1:]
     plain = kind in ("value_error", "missing") or isinstance(error["input"], dict)
     return message if plain else f"{message}, not {error['input']!r}"
+
+
+def _nearest_choice(error: Any) -> str:
+    choices = error["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
+    near = difflib.get_close_matches(str(error["input"]).lower(), choices, 1, 0.5)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _real_keys(loc: tuple[str, ...]) -> list[str]:

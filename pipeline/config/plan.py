@@ -75,6 +75,18 @@ def make_plan(cfg: Config, *, world_size: int, train_images: int, val_images: in
     )
 
 
+def check_world(cfg: Config, world_size: int) -> None:
+    """Refuse a world that can't share the global batch, before it is joined.
+
+    Raises:
+        ConfigError: on every rank alike, so that it is printed once.
+    """
+    try:
+        _global_batch(cfg, world_size)
+    except WorldError as error:
+        raise ConfigError(str(error)) from error
+
+
 def _global_batch(cfg: Config, world_size: int) -> int:
     micro = cfg.batch.micro
     if cfg.batch.global_ == "auto":

@@ -1,44 +1,22 @@
 """The schema of a configuration: every key with its type, default and meaning.
 
-Not here: reading files (`load`) and values derived from the world and the data (`plan`).
+Not here: the groups of a recipe (`sections`), reading files (`load`) and values derived from the world and the data (`plan`).
 """
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from pipeline.config.fields import Channels3, Fraction, Positive, Section, Steps
+from pipeline.config.sections import Augment, Ema, Expect, Finetune, Loss, Mix, Optim, Resize, Schedule
 from pipeline.units import Duration
-
-Steps = Annotated[
-    Duration,
-    BeforeValidator(lambda v: v if isinstance(v, Duration) else Duration.parse(v)),
-    PlainSerializer(str),
-]
-"""A duration: `90ep` epochs, `500st` steps, `10%` of the training."""
-Channels3 = tuple[float, float, float]
-Positive = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 def _some_time(value: Duration) -> Duration:
     if value.value <= 0:
         raise ValueError(f"must be longer than nothing, not {value}")
     return value
-
-
-class Section(BaseModel):
-    """A frozen group of keys that refuses unknown ones."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        use_attribute_docstrings=True,
-        allow_inf_nan=False,
-        arbitrary_types_allowed=True,
-        validate_default=True,
-        protected_namespaces=(),
-    )
 
 
 class Run(Section):
@@ -73,6 +51,10 @@ class Data(Section):
     """Smallest and largest width / height of a training crop."""
     flip: Fraction = 0.5
     """Probability of a horizontal flip in training."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """Filter that images are resized with, antialiased, in training and evaluation."""
+    repeats: Positive = 1
+    """Times that each image comes in a step, augmented differently; an epoch keeps its length and sees fewer images."""
     mean: Channels3 = (0.485, 0.456, 0.406)
     """Mean of each channel (pixels scaled to 0-1) that normalisation takes off."""
     std: Channels3 = (0.229, 0.224, 0.225)
@@ -128,6 +110,8 @@ class Eval(Section):
     """How often to evaluate in training; the end of training is always evaluated."""
     batch: Positive | None = None
     """Images a batch of each process. Null: `batch.micro`."""
+    flip: bool = False
+    """Average the logits of each image and of its mirror image (test-time augmentation)."""
 
     @field_validator("every")
     @classmethod
@@ -164,45 +148,12 @@ class Model(Section):
     """Start the last batch norm of each residual block at zero, so that blocks start as identities."""
     init: Literal["kaiming_fan_out", "default"] = "kaiming_fan_out"
     """Initial convolution weights: Kaiming normal with fan-out, or PyTorch's default."""
-
-
-class Optim(Section):
-    """The optimiser."""
-
-    name: Literal["sgd"] = "sgd"
-    """Algorithm: sgd (with momentum)."""
-    lr: Annotated[float, Field(gt=0)] = 0.256
-    """Peak learning rate for a global batch of `optim.lr_per` images."""
-    lr_per: Positive | None = 256
-    """Global batch that `optim.lr` is stated for; the rate is scaled in proportion. Null: `optim.lr` is used as it is."""
-    momentum: Fraction = 0.875
-    """Momentum."""
-    nesterov: bool = False
-    """Use Nesterov's momentum."""
-    weight_decay: Annotated[float, Field(ge=0)] = 2**-15
-    """Weight decay (L2 penalty added to the gradient)."""
-    decay_norm_and_bias: bool = False
-    """Apply weight decay to the parameters of normalisation layers and to biases too."""
-
-
-class Schedule(Section):
-    """Learning rate over time."""
-
-    name: Literal["cosine", "constant"] = "cosine"
-    """Shape after the warm-up: cosine down to `schedule.end_lr`, or constant."""
-    warmup: Steps = Duration(5, "ep")
-    """Length of the linear rise from zero to the peak."""
-    end_lr: Annotated[float, Field(ge=0)] = 0.0
-    """Learning rate that the cosine ends at."""
-
-
-class Loss(Section):
-    """The loss."""
-
-    name: Literal["cross_entropy"] = "cross_entropy"
-    """Loss function."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the target's mass that is spread over all classes."""
+    blurpool: bool = False
+    """Blur the input of every strided convolution with at least 16 input channels against aliasing (BlurPool)."""
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Stochastic depth: probability that an image skips the last residual branch; from zero at the first, it rises linearly."""
+    prior_bias: bool = False
+    """Start the last layer's biases at -log(classes), where a sigmoid per class begins at the classes' share."""
 
 
 class Batch(Section):
@@ -307,15 +258,33 @@ class Config(Section):
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of the weights, the data order, the crops and the flips."""
+    expect: Expect = Expect()
     run: Run = Run()
     data: Data = Data()
     eval: Eval = Eval()
+    augment: Augment = Augment()
+    resize: Resize = Resize()
+    mix: Mix = Mix()
     model: Model = Model()
+    finetune: Finetune = Finetune()
     optim: Optim = Optim()
     schedule: Schedule = Schedule()
     loss: Loss = Loss()
+    ema: Ema = Ema()
     batch: Batch = Batch()
     train: Train = Train()
     dist: Dist = Dist()
     launch: Launch = Launch()
     track: Track = Track()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.mix.on and self.batch.micro < 2:
+            raise ValueError("mix: a micro-batch of one image has nothing to mix with; raise batch.micro, or remove mix")
+        if self.loss.name == "soft_cross_entropy" and not (self.mix.on or self.loss.label_smoothing):
+            raise ValueError(
+                "loss.name: soft_cross_entropy needs soft targets, and without mix and loss.label_smoothing they are hard; "
+                "use cross_entropy"
+            )
+        self.resize.check(self.data.resolution, self.train.epochs)
+        return self

@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pipeline.data.index import Index
+from pipeline.data.mixing import Mixing
 from pipeline.data.order import Ints
 from pipeline.data.plan import BatchPlan
 from pipeline.data.quarantine import Quarantine
@@ -29,11 +30,13 @@ class Batch:
         images: uint8[B, 3, S, S] on the device, RGB, in channels-last memory order.
         labels: int64[B] on the device.
         ids: int64[B], numpy, sample numbers in the index.
+        mixing: how the batch is to be mixed once it is normalised; None: not at all.
     """
 
     images: Tensor
     labels: Tensor
     ids: Ints
+    mixing: Mixing | None = None
 
 
 class Loader(Protocol):
@@ -52,6 +55,7 @@ class Job:
 
     `plans(k)` starts the sequence of batches, of at most `batch` images each, with number k. Bad images that
     an executor meets go into the quarantine, and the plans take that into account; without one they are errors.
+    `augments` says whether plans have augmentations to carry out.
     """
 
     index: Index
@@ -61,6 +65,7 @@ class Job:
     threads: int
     prefetch: int
     quarantine: Quarantine | None = None
+    augments: bool = False
 
 
 class UnreadableError(Exception):
@@ -135,7 +140,7 @@ class Executor(ABC):
     def _batch(self, plan: BatchPlan, images: Tensor) -> Batch:
         """Return uint8[B, S, S, 3] images of a plan as a batch on the device."""
         labels = to_device(torch.from_numpy(plan.labels), self.job.device)
-        return Batch(to_device(images, self.job.device).permute(0, 3, 1, 2), labels, plan.ids)
+        return Batch(to_device(images, self.job.device).permute(0, 3, 1, 2), labels, plan.ids, plan.mixing)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

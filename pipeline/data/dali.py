@@ -1,24 +1,32 @@
 """Executes plans with DALI, on the CPU or the GPU; the only module that imports nvidia.dali.
 
+Augmentation follows DALI: on the CPU with PIL, which is quicker than DALI's operations and like the reference to the bit
+(`pixels`), on the GPU with torch (`tensors`).
+
 Not here: random numbers, and any decision about an image, all of which are in its plan.
 """
 
 from collections import deque
 from collections.abc import Generator, Iterator
+from contextlib import closing
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from nvidia.dali import Pipeline, fn, types
+from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
+from pipeline.data import tensors
 from pipeline.data.batch import Batch, Executor, Job, UnreadableError
 from pipeline.data.index import Index
 from pipeline.data.order import Ints
+from pipeline.data.pixels import Decoded, augmented
 from pipeline.data.plan import BatchPlan
 
 Place = Literal["cpu", "gpu"]
+Interpolation = Literal["bilinear", "bicubic"]
 Encoded = NDArray[Any] | list[NDArray[np.uint8]]
 
 _KEPT = 16  # batches of inputs; more than DALI's queues ever hold
@@ -53,7 +61,8 @@ class Feed:
 
         Returns:
             uint8[B, L] paths, or B encoded images; int32[B, 2] start and int32[B, 2] shape of the box; float32[B, 2] start
-            and float32[B, 2] end of the part of the box that the output shows; int32[B] flip.
+            and float32[B, 2] end of the part of the box that the output shows; float32[B, 2]
+            height and width of the output; int32[B] flip.
 
         Raises:
             StopIteration: after the last plan.
@@ -68,6 +77,7 @@ class Feed:
             np.ascontiguousarray(plan.boxes[:, 2:]),
             start.astype(np.float32),
             end.astype(np.float32),
+            np.full((len(plan), 2), plan.size, np.float32),
             plan.flip.astype(np.int32),
         )
         self._inputs.append(inputs)  # views of shards are not copied by DALI, so they have to live until it is done
@@ -84,8 +94,8 @@ def read_images(index: Index, given: Any) -> Any:
     return given if index.shards else fn.io.file.read(given)
 
 
-def build_graph(job: Job, feed: Feed, size: int, place: Place) -> Pipeline:
-    """Return the graph from paths to uint8[B, size, size, 3]; on the GPU all but the reading runs there.
+def build_graph(job: Job, feed: Feed, interpolation: Interpolation, place: Place) -> Pipeline:
+    """Return the graph from paths to uint8[B, S, S, 3], S as each plan says; on the GPU all but the reading runs there.
 
     Only the box is decoded. Resizing to the plan's size and cutting the output square out of it is one operation: the
     filter works on the part of the box that the square shows, and sees the pixels around it. Beyond the border of the box
@@ -95,8 +105,8 @@ def build_graph(job: Job, feed: Feed, size: int, place: Place) -> Pipeline:
     graph = Pipeline(job.batch, job.threads, device_id, prefetch_queue_depth=job.prefetch)
     decoder = {"device": "mixed", **_GPU_DECODER} if place == "gpu" else {"device": "cpu"}
     with graph:
-        images, box_start, box_shape, roi_start, roi_end, flip = fn.external_source(
-            source=feed, num_outputs=6, batch=True, no_copy=job.index.shards is not None
+        images, box_start, box_shape, roi_start, roi_end, size, flip = fn.external_source(
+            source=feed, num_outputs=7, batch=True, no_copy=job.index.shards is not None
         )
         images = fn.decoders.image_slice(
             read_images(job.index, images),
@@ -109,10 +119,10 @@ def build_graph(job: Job, feed: Feed, size: int, place: Place) -> Pipeline:
         )
         images = fn.resize(
             images,
-            size=[size, size],
+            size=size,
             roi_start=roi_start,
             roi_end=roi_end,
-            interp_type=types.INTERP_LINEAR,
+            interp_type=types.INTERP_CUBIC if interpolation == "bicubic" else types.INTERP_LINEAR,
             antialias=True,
             device=place,
         )
@@ -123,10 +133,10 @@ def build_graph(job: Job, feed: Feed, size: int, place: Place) -> Pipeline:
 class DaliExecutor(Executor):
     """Runs one graph over all passes; DALI's own threads work `prefetch` batches ahead."""
 
-    def __init__(self, job: Job, size: int, place: Place) -> None:
-        """Take on a job of images with `size` pixels a side, decoded on the CPU or the GPU."""
+    def __init__(self, job: Job, interpolation: Interpolation, place: Place) -> None:
+        """Take on a job of images that are decoded on the CPU or the GPU."""
         super().__init__(job)
-        self._size, self._place = size, place
+        self._interpolation, self._place = interpolation, place
         self._kept: tuple[Pipeline, Feed] | None = None
 
     def close(self) -> None:
@@ -135,6 +145,16 @@ class DaliExecutor(Executor):
         self._kept = None
 
     def _run(self, first: int) -> Generator[Batch, None, None]:
+        decoded = self._decoded(first)
+        if self.job.augments and self._place == "cpu":
+            decoded = augmented(decoded, self.job.threads)
+        with closing(decoded):
+            for plan, images in decoded:
+                on_gpu = self._place == "gpu" and plan.choices is not None
+                yield self._batch(plan, _augment_on_gpu(plan, images) if on_gpu else images)
+
+    def _decoded(self, first: int) -> Generator[Decoded, None, None]:
+        """Yield plans and their images, uint8[B, S, S, 3], before augmentation."""
         graph, feed = self._kept or self._new()
         self._kept = None  # comes back only if the pass ends well: an abandoned graph holds batches
         feed.start(self.job.plans(first))
@@ -148,13 +168,18 @@ class DaliExecutor(Executor):
                 ids = np.concatenate([plan.ids for plan in feed.pending])
                 raise UnreadableError(ids, gist(error)) from error
             # DALI keeps the memory as long as the tensor lives, and gives it out again in the order of the stream named above.
-            yield self._batch(feed.pending.popleft(), from_dlpack(images.as_tensor()))
+            yield feed.pending.popleft(), from_dlpack(images.as_tensor())
         graph.reset()
         self._kept = graph, feed
 
     def _new(self) -> tuple[Pipeline, Feed]:
         feed = Feed(self.job.index)
-        return build_graph(self.job, feed, self._size, self._place), feed
+        return build_graph(self.job, feed, self._interpolation, self._place), feed
+
+
+def _augment_on_gpu(plan: BatchPlan, images: Tensor) -> Tensor:
+    """Return augmented images; a copy, as the memory is DALI's."""
+    return tensors.augment(images.clone(), plan.choices) if plan.choices else images
 
 
 def gist(error: Exception) -> Exception:

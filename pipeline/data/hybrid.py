@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from nvidia.dali import Pipeline, fn, types
 from torch import Tensor
 
+from pipeline.data import pixels
 from pipeline.data.batch import Batch, Executor, Job, UnreadableError
 from pipeline.data.dali import Encoded, encoded, gist, read_images
 from pipeline.data.index import Index
@@ -118,6 +119,8 @@ def _resize_all(boxes: Any, plan: BatchPlan, images: NDArray[np.uint8], places: 
     for place in places:
         box = torch.from_numpy(np.asarray(boxes[place])).permute(2, 0, 1)[None]
         resize(box, plan, place, squares[place : place + 1])
+        if plan.choices is not None:
+            images[place] = pixels.augment(images[place], plan.choices, place)
 
 
 def resize(box: Tensor, plan: BatchPlan, place: int, out: Tensor) -> None:
@@ -126,7 +129,7 @@ def resize(box: Tensor, plan: BatchPlan, place: int, out: Tensor) -> None:
     Source: torch's antialiased bilinear filter for uint8 in channels-last order is Pillow's, and within 2 units of it.
     """
     size, (top, left) = plan.resized[place].tolist(), plan.offsets[place].tolist()
-    filtered = torch.ops.aten._upsample_bilinear2d_aa
+    filtered = torch.ops.aten._upsample_bicubic2d_aa if plan.bicubic else torch.ops.aten._upsample_bilinear2d_aa
     if size == [plan.size, plan.size] and not plan.flip[place]:
         filtered.out(box, size, False, out=out)
         return

@@ -5,6 +5,7 @@ Not here: how a plan comes about (`order`, `plan`) and how it is executed (`dali
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from itertools import islice
@@ -12,15 +13,17 @@ from itertools import islice
 import numpy as np
 
 from pipeline.config import Config, Plan
+from pipeline.data import augment, mixing
 from pipeline.data.batch import Batch, Job, Loader
 from pipeline.data.blocks import samples_at
 from pipeline.data.dataset import Dataset, open_dataset
 from pipeline.data.index import Index
 from pipeline.data.normalize import Normalize
-from pipeline.data.order import eval_positions, micro_positions
+from pipeline.data.order import Ints, eval_positions, micro_positions, repeated
 from pipeline.data.plan import BatchPlan, eval_plan, train_plan
 from pipeline.data.quarantine import FILE as BAD_IMAGES
 from pipeline.data.quarantine import Quarantine
+from pipeline.data.resolution import resolution
 from pipeline.data.shards import read_ahead
 from pipeline.data.synthetic import SyntheticExecutor
 from pipeline.errors import DataError
@@ -46,19 +49,29 @@ def train_loader(cfg: Config, plan: Plan, world: World, dataset: Dataset, start_
     Raises:
         DataError: if the chosen executor can't run here.
     """
-    index, bad = dataset.train, dataset.bad_train
+    index, bad, side = dataset.train, dataset.bad_train, resolution(cfg, plan)
 
     def plans(first: int) -> Iterator[BatchPlan]:
         for number in range(start_step * plan.accumulation + first, plan.total_steps * plan.accumulation):
             step, micro = divmod(number, plan.accumulation)
             epoch, positions = micro_positions(step, micro, rank=world.rank, world_size=world.size, plan=plan)
-            ids = samples_at(index, cfg.data, positions, seed=cfg.seed, epoch=epoch)
+            places = repeated(positions, cfg.data.repeats, plan.global_batch)
+            ids = samples_at(index, cfg.data, places, seed=cfg.seed, epoch=epoch)
             ids = bad.replace(ids, positions, cfg.seed, epoch)
-            yield train_plan(index, cfg.data, ids, positions, seed=cfg.seed, epoch=epoch)
+            data = cfg.data.model_copy(update={"resolution": side(epoch)})
+            crops = train_plan(index, data, ids, positions, seed=cfg.seed, epoch=epoch)
+            yield _augment(cfg, crops, positions, epoch)
 
     ahead = partial(_ahead, plans, index)
-    job = Job(index, ahead, plan.micro_batch, world.device, cfg.data.threads, cfg.data.prefetch, bad)
+    job = Job(index, ahead, plan.micro_batch, world.device, cfg.data.threads, cfg.data.prefetch, bad, cfg.augment.on)
     return _executor(cfg, job, cfg.data.resolution)
+
+
+def _augment(cfg: Config, crops: BatchPlan, positions: Ints, epoch: int) -> BatchPlan:
+    """Return the plan of a micro-batch with what happens to its images after the crop."""
+    choices = augment.choose(cfg.augment, positions, seed=cfg.seed, epoch=epoch, size=crops.size, mean=cfg.data.mean)
+    mixed = mixing.choose(cfg.mix, int(positions[0]), seed=cfg.seed, epoch=epoch, size=crops.size)
+    return replace(crops, choices=choices, mixing=mixed)
 
 
 def _ahead(plans: Callable[[int], Iterator[BatchPlan]], index: Index, first: int) -> Iterator[BatchPlan]:
@@ -79,7 +92,7 @@ def eval_loader(cfg: Config, world: World, index: Index, bad: Quarantine | None 
         batches = eval_positions(len(index), batch, rank=world.rank, world_size=world.size)
         good = (bad.good(ids) if bad else ids for ids in batches)
         for ids in islice((ids for ids in good if len(ids)), first, None):
-            yield eval_plan(index, cfg.eval, ids)
+            yield eval_plan(index, cfg.eval, ids, bicubic=cfg.data.interpolation == "bicubic")
 
     job = Job(index, partial(_ahead, plans, index), batch, world.device, cfg.data.threads, cfg.data.prefetch, bad)
     return _executor(cfg, job, cfg.eval.crop)
@@ -103,7 +116,7 @@ def eval_batch(cfg: Config, world: World, index: Index, ids: Sequence[int]) -> B
 
 def _executor(cfg: Config, job: Job, size: int) -> Loader:
     makers: dict[str, Callable[[], Loader]] = {
-        "dali": lambda: _dali(cfg, job, size),
+        "dali": lambda: _dali(cfg, job),
         "hybrid": lambda: _hybrid(cfg, job),
         "reference": lambda: _reference(job),
         "synthetic": lambda: SyntheticExecutor(job, size),
@@ -114,12 +127,12 @@ def _executor(cfg: Config, job: Job, size: int) -> Loader:
     return makers[chosen]()
 
 
-def _dali(cfg: Config, job: Job, size: int) -> Loader:
+def _dali(cfg: Config, job: Job) -> Loader:
     _need_dali()
     on_gpu = _decodes_on_gpu(cfg, job)
     from pipeline.data.dali import DaliExecutor  # machines without DALI use the other executors
 
-    return DaliExecutor(job, size, "gpu" if on_gpu else "cpu")
+    return DaliExecutor(job, cfg.data.interpolation, "gpu" if on_gpu else "cpu")
 
 
 def _hybrid(cfg: Config, job: Job) -> Loader:

@@ -16,7 +16,7 @@ Ints: TypeAlias = NDArray[np.int64]
 Words: TypeAlias = NDArray[np.uint64]
 """Unsigned 32-bit words, held in 64 bits so that products do not overflow."""
 
-ORDER, CROP, FLIP = range(3)
+ORDER, CROP, FLIP, AUGMENT, ERASE, MIX = range(6)
 """Streams of random numbers that are independent of each other."""
 
 # Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), section 3.3; constants of Random123.
@@ -95,6 +95,20 @@ def micro_positions(step: int, micro: int, *, rank: int, world_size: int, plan: 
     epoch, step_of_epoch = divmod(step, plan.steps_per_epoch)
     start = step_of_epoch * plan.global_batch + (micro * world_size + rank) * plan.micro_batch
     return epoch, np.arange(start, start + plan.micro_batch, dtype=np.int64)
+
+
+def repeated(positions: Ints, repeats: int, global_batch: int) -> Ints:
+    """Return int64[B]: the places in the epoch's order of samples, where each sample comes `repeats` times in a step.
+
+    The copies stand as far apart in the global batch as they can, in different micro-batches; the epoch's order is
+    used up that many times more slowly.
+
+    Source: Hoffer et al. 2020, "Augment your batch" (https://arxiv.org/abs/1901.09335).
+    """
+    step, place = np.divmod(positions, global_batch)
+    distinct = -(-global_batch // repeats)
+    places: Ints = step * distinct + place % distinct
+    return places
 
 
 def eval_positions(n: int, batch: int, *, rank: int, world_size: int) -> Iterator[Ints]:

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from pipeline.config.schema import Data, Eval
 from pipeline.data import order
+from pipeline.data.augment import Choices
 from pipeline.data.index import Index
+from pipeline.data.mixing import Mixing
 
 Floats: TypeAlias = NDArray[np.float64]
 Int32s: TypeAlias = NDArray[np.int32]
@@ -32,6 +34,9 @@ class BatchPlan:
         offsets: int32[B, 2], top and left of the output square in the resized box.
         flip: bool[B], whether the output is mirrored left to right.
         size: side of the output square.
+        bicubic: whether resizing is bicubic instead of bilinear.
+        choices: how the images are augmented; None: not at all.
+        mixing: how the batch is mixed on the device; None: not at all.
     """
 
     ids: order.Ints
@@ -41,6 +46,9 @@ class BatchPlan:
     offsets: Int32s
     flip: NDArray[np.bool_]
     size: int
+    bicubic: bool = False
+    choices: Choices | None = None
+    mixing: Mixing | None = None
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -59,10 +67,11 @@ def train_plan(index: Index, data: Data, ids: order.Ints, positions: order.Ints,
         offsets=np.zeros((len(ids), 2), np.int32),
         flip=order.draws(positions, seed, epoch, order.FLIP, 1)[:, 0] < data.flip,
         size=data.resolution,
+        bicubic=data.interpolation == "bicubic",
     )
 
 
-def eval_plan(index: Index, evaluation: Eval, ids: order.Ints) -> BatchPlan:
+def eval_plan(index: Index, evaluation: Eval, ids: order.Ints, *, bicubic: bool = False) -> BatchPlan:
     """Plan the central square of samples `ids` (int64[B]), their shorter side resized.
 
     Source: torchvision.transforms.functional `_compute_resized_output_size` (the longer side is truncated)
@@ -84,6 +93,7 @@ def eval_plan(index: Index, evaluation: Eval, ids: order.Ints) -> BatchPlan:
         offsets=np.rint((resized - evaluation.crop) / 2).astype(np.int32),
         flip=np.zeros(len(ids), np.bool_),
         size=evaluation.crop,
+        bicubic=bicubic,
     )
 
 

@@ -15,13 +15,13 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
-from pipeline.data import image
+from pipeline.data import image, pixels
 from pipeline.data.batch import Batch, Executor, UnreadableError
 from pipeline.data.plan import BatchPlan
 
 
 class ReferenceExecutor(Executor):
-    """Reads, crops, resizes and flips with `threads` threads, `prefetch` batches ahead of the consumer."""
+    """Reads, crops, resizes, flips and augments with `threads` threads, `prefetch` batches ahead of the consumer."""
 
     def _run(self, first: int) -> Generator[Batch, None, None]:
         plans = self.job.plans(first)
@@ -52,7 +52,8 @@ class ReferenceExecutor(Executor):
         whole = image.read_rgb(index.source(sample))
         if whole.size != (index.widths[sample], index.heights[sample]):
             raise ValueError("not of the size that it was indexed with")
-        return np.asarray(execute(whole, plan, place))
+        square = np.asarray(execute(whole, plan, place))
+        return pixels.augment(square, plan.choices, place) if plan.choices else square
 
 
 _Pending = tuple[BatchPlan, list[Future[NDArray[np.uint8]]]]
@@ -61,8 +62,7 @@ _Pending = tuple[BatchPlan, list[Future[NDArray[np.uint8]]]]
 def execute(whole: Image.Image, plan: BatchPlan, place: int) -> Image.Image:
     """Return the output square of a decoded image, as the plan says at `place`."""
     top, left, height, width = plan.boxes[place].tolist()
-    square: Image.Image = F.resized_crop(
-        whole, top, left, height, width, plan.resized[place].tolist(), InterpolationMode.BILINEAR
-    )
+    mode = InterpolationMode.BICUBIC if plan.bicubic else InterpolationMode.BILINEAR
+    square: Image.Image = F.resized_crop(whole, top, left, height, width, plan.resized[place].tolist(), mode)
     square = F.crop(square, *plan.offsets[place].tolist(), plan.size, plan.size)
     return square.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if plan.flip[place] else square

@@ -31,12 +31,12 @@ def make_index(split: str, n: int, classes: int) -> Index:
 
 
 class SyntheticExecutor(Executor):
-    """Yields the same images, made once on the device, with each plan's labels."""
+    """Yields the same images, made once on the device for each size, with each plan's labels; nothing is augmented."""
 
     def __init__(self, job: Job, size: int) -> None:
         """Take on a job of images with `size` pixels a side."""
         super().__init__(job)
-        self._images = self._make(size)
+        self._sizes = {size: self._make(size)}
 
     def _make(self, size: int) -> Tensor:
         generator = torch.Generator(self.job.device).manual_seed(0)
@@ -45,4 +45,6 @@ class SyntheticExecutor(Executor):
 
     def _run(self, first: int) -> Generator[Batch, None, None]:
         for plan in self.job.plans(first):
-            yield self._batch(plan, self._images[: len(plan)])
+            if plan.size not in self._sizes:
+                self._sizes[plan.size] = self._make(plan.size)
+            yield self._batch(plan, self._sizes[plan.size][: len(plan)])

@@ -7,6 +7,7 @@ Source: Deep Residual Learning for Image Recognition, https://arxiv.org/abs/1512
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -28,6 +29,35 @@ class ZeroPadShortcut(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return `[batch, channels + added_channels, ceil(height / stride), ceil(width / stride)]`, in `x`'s memory format."""
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.added_channels))
+
+
+class BlurConv2d(nn.Conv2d):
+    """A strided convolution whose input is blurred first, so that its stride does not alias; same parameters.
+
+    Source: Zhang 2019 (https://arxiv.org/abs/1904.11486), with the filter before the convolution as in ffcv-imagenet.
+    """
+
+    def __init__(self, plain: nn.Conv2d) -> None:
+        """Take over the shape of a convolution without a bias."""
+        shape = (plain.in_channels, plain.out_channels, plain.kernel_size, plain.stride, plain.padding)
+        super().__init__(*shape, bias=False)  # type: ignore[arg-type]
+        row = torch.tensor([1.0, 2.0, 1.0]) / 4
+        kernel = row.outer(row).repeat(plain.in_channels, 1, 1, 1)
+        self.blur: Tensor
+        self.register_buffer("blur", kernel, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the convolution of the blurred input."""
+        return super().forward(F.conv2d(x, self.blur, padding=1, groups=self.in_channels))
+
+
+def drop_path(residual: Tensor, probability: float) -> Tensor:
+    """Return F(x) set to zero for some images and scaled up for the others, so that the mean stays.
+
+    Source: Huang et al. 2016 (https://arxiv.org/abs/1603.09382).
+    """
+    kept = torch.rand(len(residual), 1, 1, 1, device=residual.device) >= probability
+    return residual * (kept / (1 - probability)).to(residual.dtype)
 
 
 def conv(n_in: int, n_out: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
@@ -52,6 +82,8 @@ class Block(nn.Module):
     """
 
     downsample: nn.Module | None
+    drop_path = 0.0
+    """Probability that an image skips F in training."""
 
     def residual(self, x: Tensor) -> Tensor:
         """Return F(x), `[batch, n_out, height / stride, width / stride]`."""
@@ -66,6 +98,8 @@ class Block(nn.Module):
         """Return the block's output, `[batch, n_out, height / stride, width / stride]`."""
         out = self.residual(x)
         if self.downsample is not None:
+            if self.training and self.drop_path:
+                out = drop_path(out, self.drop_path)
             out += self.downsample(x)
         return F.relu(out, inplace=True)
 

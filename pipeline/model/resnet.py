@@ -5,6 +5,7 @@ Not here: choosing a network by its name in a configuration (`zoo`) and files of
 Source: Deep Residual Learning for Image Recognition, https://arxiv.org/abs/1512.03385
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypedDict, Unpack
@@ -13,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
-from pipeline.model.blocks import BasicBlock, Block, BottleneckBlock, Shortcut, conv
+from pipeline.model.blocks import BasicBlock, Block, BlurConv2d, BottleneckBlock, Shortcut, conv
 
+_LEAST_TO_BLUR = 16  # channels
 Init = Literal["kaiming_fan_out", "default"]
 
 
@@ -33,6 +35,10 @@ class Spec:
             PyTorch's. Source: https://arxiv.org/abs/1502.01852 section 2.2, backward case.
         zero_init_gamma: Start the last gamma of each block that has a shortcut at zero, so that it passes its input on.
             Source: https://arxiv.org/abs/1706.02677 section 5.1.
+        blurpool: Blur the input of strided convolutions with 16 input channels or more.
+        drop_path: Probability that an image skips the last residual branch in training; from zero at the first, it rises
+            linearly. Source: https://arxiv.org/abs/1603.09382 section 4.
+        prior_bias: Start the biases of the classifier at -log(classes), instead of PyTorch's.
 
     Raises:
         ConfigError: naming each field that can't be used.
@@ -46,6 +52,9 @@ class Spec:
     shortcut: Shortcut | None = "B"
     init: Init = "kaiming_fan_out"
     zero_init_gamma: bool = True
+    blurpool: bool = False
+    drop_path: float = 0.0
+    prior_bias: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what can't be built."""
@@ -97,7 +106,10 @@ class ResNetBase(nn.Module):
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if large else nn.Identity()
         for stage in range(len(spec.n_blocks)):
             self.add_module(f"layer{stage + 1}", _stage(spec, stage))
+        if spec.blurpool:
+            self._blur()
         self._initialise()
+        self._skip_some()
 
     @property
     def n_features(self) -> int:
@@ -115,6 +127,18 @@ class ResNetBase(nn.Module):
         """Return the features `[batch, n_features]` of images `[batch, img_channels, height, width]`."""
         return self.features(images)
 
+    def _blur(self) -> None:
+        """Source: ffcv-imagenet's `apply_blurpool`: all convolutions with a stride but the one that sees the image."""
+        for name, module in list(self.named_modules()):
+            if isinstance(module, nn.Conv2d) and max(module.stride) > 1 and module.in_channels >= _LEAST_TO_BLUR:
+                parent, _, child = name.rpartition(".")
+                setattr(self.get_submodule(parent), child, BlurConv2d(module))
+
+    def _skip_some(self) -> None:
+        blocks = [m for m in self.modules() if isinstance(m, Block)]
+        for i, block in enumerate(blocks):
+            block.drop_path = self.spec.drop_path * i / max(len(blocks) - 1, 1)
+
     def _initialise(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and self.spec.init == "kaiming_fan_out":
@@ -130,6 +154,8 @@ class ResNet(ResNetBase):
         """Make the layers and their initial weights."""
         super().__init__(spec)
         self.fc = nn.Linear(self.n_features, num_classes)
+        if spec.prior_bias:
+            nn.init.constant_(self.fc.bias, -math.log(num_classes))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits `[batch, num_classes]` of images `[batch, img_channels, height, width]`."""
@@ -176,6 +202,9 @@ class Options(TypedDict, total=False):
     shortcut: Shortcut | None
     init: Init
     zero_init_gamma: bool
+    blurpool: bool
+    drop_path: float
+    prior_bias: bool
 
 
 def _preset(name: str, num_classes: int, options: Options) -> ResNet:

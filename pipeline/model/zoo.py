@@ -14,6 +14,7 @@ from pipeline.errors import ConfigError
 from pipeline.model.resnet import PRESETS, ResNet, Spec
 
 _TIMM = "timm/"
+_SPEC_SWITCHES = ("init", "zero_init_gamma", "blurpool", "drop_path", "prior_bias")
 _SPEC_KEYS = ("n_blocks", "n_channels", "bottlenecks", "first_kernel_size", "shortcut")
 
 
@@ -53,7 +54,7 @@ def spec(model: Model) -> Spec:
     """
     base = PRESETS.get(model.name) or _from_keys(model)
     changes: dict[str, Any] = {key: getattr(model, key) for key in _SPEC_KEYS if getattr(model, key) is not None}
-    merged = replace(base, **changes, init=model.init, zero_init_gamma=model.zero_init_gamma)
+    merged = replace(base, **changes, **{key: getattr(model, key) for key in _SPEC_SWITCHES})
     _check_block(model, merged)
     return replace(merged, shortcut=None) if model.block == "plain" else merged
 
@@ -83,8 +84,7 @@ def _timm_name(model: Model) -> str:
     import timm  # takes two seconds, which only those who use it should spend
 
     refused = [f"model.{key}" for key in ("block", *_SPEC_KEYS) if getattr(model, key) is not None]
-    if model.init != Model().init:
-        refused.append("model.init")
+    refused += [f"model.{key}" for key in ("init", "blurpool", "prior_bias") if getattr(model, key) != getattr(Model(), key)]
     if refused:
         raise ConfigError(f"{', '.join(refused)}: timm decides this itself for model.name={model.name}; remove the key")
     name = model.name.removeprefix(_TIMM)
@@ -99,10 +99,14 @@ def _build_timm(model: Model, num_classes: int) -> nn.Module:
     import timm
 
     name = _timm_name(model)
-    options = {} if model.zero_init_gamma else {"zero_init_last": False}
+    options: dict[str, Any] = {} if model.zero_init_gamma else {"zero_init_last": False}
+    if model.drop_path:
+        options["drop_path_rate"] = model.drop_path
     try:
         built: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes, **options)
     except TypeError as error:
+        if "drop_path_rate" in str(error):
+            raise ConfigError(f"model.drop_path: {model.name} has no stochastic depth; remove the key") from error
         if "zero_init_last" not in str(error):
             raise
         raise ConfigError(f"model.zero_init_gamma: {model.name} has no such switch; remove the key") from error

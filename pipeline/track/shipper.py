@@ -110,6 +110,8 @@ class _Delivery:
             tracker.describe(run_id, event, self.run_dir)
         elif event["kind"] == "status":
             tracker.status(run_id, event)
+        elif event["kind"] == "warning":
+            tracker.warn(run_id, event)
         elif event["kind"] == "artifact":
             tracker.artifact(run_id, event, self.run_dir)
         elif event["kind"] == "model":

@@ -135,6 +135,10 @@ class Tracker:
         """Tell that the run lives."""
         self._client.set_tag(run_id, mapping.HEARTBEAT, f"{time.time():.0f}")
 
+    def warn(self, run_id: str, record: Record) -> None:
+        """Set what a "warning" record says as a tag, named after its step."""
+        self._client.set_tag(run_id, f"warning.step_{record['step']}", str(record["text"]))
+
     def artifact(self, run_id: str, record: Record, run_dir: Path) -> None:
         """Upload a file or folder; one that is no longer there is passed over with a warning."""
         path = run_dir / record["path"]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.world import World
@@ -25,9 +25,11 @@ class StepStatistics:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        tracking = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-        # momentum None is a cumulative average over all passes: such layers are left to themselves
-        self._layers = [(m, float(m.momentum)) for m in tracking if m.momentum is not None]
+        tracking = {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm) and m.track_running_stats}
+        # Left to themselves: momentum None, a cumulative average over all passes, and frozen layers, which do not move.
+        moving = {n: m for n, m in tracking.items() if m.momentum is not None and m.training}
+        self._layers = [(m, float(m.momentum)) for m in moving.values() if m.momentum is not None]
+        self.names = [f"{n}.{buffer}" for n in moving for buffer in ("running_mean", "running_var")]
         self._buffers = [b for m, _ in self._layers for b in (m.running_mean, m.running_var) if b is not None]
         self._sizes = [b.numel() for b in self._buffers]
         if self._layers:
@@ -36,6 +38,10 @@ class StepStatistics:
             momenta = [momentum for _, momentum in self._layers for _ in range(2)]
             self._momentum = torch.cat([torch.full_like(b, p) for b, p in zip(self._buffers, momenta, strict=True)])
         self._passes = 0
+
+    def averages(self) -> list[Tensor]:
+        """Return the averages as they are while training, in the order of `names`."""
+        return list(torch.split(self._average, self._sizes)) if self._layers else []
 
     @contextmanager
     def settled(self) -> Iterator[None]:

@@ -4,22 +4,24 @@ Not here: building what is trained (`run`) and telling people (`report`).
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, nullcontext
 from functools import partial
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.data.loader import Batch, Loader, eval_loader, train_loader
 from pipeline.errors import Stopped, TrainingError
 from pipeline.recipe import optim
+from pipeline.recipe.mix import mix
+from pipeline.train import finetune
 from pipeline.train.checkpoint import Store
-from pipeline.train.evaluate import evaluate
+from pipeline.train.evaluate import evaluate, views
 from pipeline.train.examine import Watch
-from pipeline.train.metrics import Late, Sums, batch_sums
+from pipeline.train.metrics import Late, Sums, batch_sums, score
 from pipeline.train.preemption import StopFlag
 from pipeline.train.state import State
 
@@ -50,6 +52,7 @@ def fit(state: State, store: Store, flag: StopFlag, listener: Listener) -> None:
     """
     cfg, plan, world, late = state.cfg, state.plan, state.world, Late(state.world)
     state.network.train()
+    finetune.hold(cfg, state.model)
     state.statistics.start_training()
     with (
         closing(eval_loader(cfg, world, state.dataset.val, state.dataset.bad_val)) as val,
@@ -89,10 +92,15 @@ def train_step(state: State, stream: Iterator[Batch]) -> Tensor:
         with clock.measure("step_s"):
             total += _forward_backward(state, batch, micro)
     with clock.measure("step_s"):
+        if state.cfg.optim.clip_norm is not None:
+            state.scaler.unscale_(state.optimizer)
+            optim.clip(state.cfg.optim, state.optimizer)
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
         state.statistics.after_step(state.world)
+        if state.ema is not None:
+            state.ema.update(state.step + 1, state.model, state.statistics.averages())
     clock.images += plan.global_batch
     return total
 
@@ -103,13 +111,22 @@ def _forward_backward(state: State, batch: Batch, micro: int) -> Tensor:
     last = micro == state.plan.accumulation - 1
     hold = not last and isinstance(state.network, DistributedDataParallel)
     device = state.world.device.type
+    images, target = _mixed(state, batch)
     with state.network.no_sync() if hold else nullcontext():  # type: ignore[operator]
         with torch.autocast(device, dtype=state.autocast, enabled=state.autocast is not None):
-            logits = state.network(state.normalize(batch.images))
-            loss = state.criterion(logits, batch.labels)
-        state.scaler.scale(loss / state.plan.accumulation).backward()
+            logits = state.network(images)
+            loss = state.criterion(logits, target)
+        torch.autograd.backward(state.scaler.scale(loss / state.plan.accumulation))
     state.statistics.after_pass()
     return batch_sums(logits, batch.labels, loss * len(batch.labels))
+
+
+def _mixed(state: State, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return normalised images, and labels or, where the batch is to be mixed, shares of classes."""
+    images, mixing = state.normalize(batch.images), batch.mixing
+    if mixing is None:
+        return images, batch.labels
+    return mix(images, batch.labels, mixing.share, mixing.box, state.plan.classes)
 
 
 def _seed_layers(state: State, micro: int) -> None:
@@ -160,18 +177,24 @@ def _settle(state: State, store: Store, listener: Listener, val: Loader, stop: b
 
 
 def _evaluate(state: State, listener: Listener, val: Loader) -> bool:
-    """Evaluate; return whether the result is the best so far."""
-    world = state.world
-    expected = partial(state.dataset.bad_val.good_images, world)
-    watch = Watch(state.model)
+    """Evaluate, the averaged weights too; return whether the result is the best so far."""
+    watch = Watch(views(state.model, state.cfg.eval))
     with state.clock.measure("eval_s"):
-        found = evaluate(watch, watch.over(val), state.normalize, world=world, expected=expected, autocast=state.autocast)
-        state.examined = watch.result(world, state.plan.classes)
+        found = _evaluate_model(state, watch, watch.over(val))
+        state.examined = watch.result(state.world, state.plan.classes)
+        if state.ema is not None:
+            averaged = _evaluate_model(state, views(state.ema.model, state.cfg.eval), val)
+            found |= {f"ema_{name}": averaged[name] for name in ("loss", "top1", "top5")}
     if not math.isfinite(found["loss"]):
         raise TrainingError(f"the validation loss is not finite at step {state.step}; lower optim.lr, lengthen schedule.warmup")
     state.val = {"step": state.step, **found}
-    better = state.val["top1"] > state.best.get("top1", -1.0)
+    better = score(state.val) > score(state.best)
     if better:
         state.best = state.val
     listener.on_eval(state)
     return better
+
+
+def _evaluate_model(state: State, model: nn.Module, val: Iterable[Batch]) -> dict[str, float]:
+    expected = partial(state.dataset.bad_val.good_images, state.world)
+    return evaluate(model, val, state.normalize, world=state.world, expected=expected, autocast=state.autocast)

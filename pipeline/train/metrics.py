@@ -3,7 +3,7 @@
 Never averages of averages: counts and sums are added up, and divided once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +50,11 @@ def batch_sums(logits: Tensor, labels: Tensor, loss_sum: Tensor | None = None) -
     top1, top5 = ranked[:, 0].sum(), ranked.any(1).sum()
     count = torch.full_like(top1, labels.shape[0])
     return torch.stack([x.to(torch.float64) for x in (loss_sum.detach(), top1, top5, count, torch.zeros_like(top1))])
+
+
+def score(val: Mapping[str, float]) -> float:
+    """Return what evaluations are ranked by: top-1, of the averaged weights where there are some."""
+    return val.get("ema_top1", val.get("top1", -1.0))
 
 
 class Late:

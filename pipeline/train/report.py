@@ -15,9 +15,9 @@ from pipeline import units
 from pipeline.data.loader import Batch
 from pipeline.model import weights
 from pipeline.track.journal import Journal
-from pipeline.train import outcome
+from pipeline.train import conformance, outcome
 from pipeline.train.machines import Machines
-from pipeline.train.metrics import Sums
+from pipeline.train.metrics import Sums, score
 from pipeline.train.state import State
 from pipeline.world import World
 
@@ -110,12 +110,25 @@ class Reporter(Silent):
         val = state.val
         system, energy_j = self._gather()
         state.clock.energy_j += energy_j
-        told = {f"val/{k}": val[k] for k in ("loss", "top1", "top5")} | {"time/val_s": state.clock.total_s}
+        told = {f"val/{k}": v for k, v in val.items() if k not in ("step", "count")} | {"time/val_s": state.clock.total_s}
         self._journal.metrics(state.step, told | system)
+        averaged = f"   averaged weights' top1 {val['ema_top1']:6.2%}" if "ema_top1" in val else ""
         self._say(
             f"{self._place(state.step, state)}   val loss {val['loss']:7.4f}   val top1 {val['top1']:6.2%}"
-            f"   val top5 {val['top5']:6.2%}   {units.count(int(val['count']), 'image')}"
+            f"   val top5 {val['top5']:6.2%}   {units.count(int(val['count']), 'image')}{averaged}"
         )
+        self._compare(state)
+
+    def _compare(self, state: State) -> None:
+        """Say how the run does beside what its recipe is known to reach."""
+        found = conformance.band(state.cfg, state.plan, state.step, score(state.val))
+        if found is None:
+            return
+        edges = {"expect/low": found.low, "expect/high": found.high, "expect/inside": float(found.inside)}
+        self._journal.metrics(state.step, edges)
+        if not found.inside:
+            self._journal.event("warning", step=state.step, text=str(found))
+            self._say(f"warning: {found}")
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -146,7 +159,8 @@ def summary(state: State) -> dict[str, float]:
         "val_top1": val["top1"],
         "val_top5": val["top5"],
         "val_loss": val["loss"],
-        "best_top1": best["top1"],
+        "best_top1": score(best),
+        **({"val_ema_top1": val["ema_top1"]} if "ema_top1" in val else {}),
         "seconds": clock.total_s,
         "train_seconds": clock.train_s,
         "device_hours": clock.total_s * state.world.size / 3600,

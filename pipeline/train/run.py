@@ -12,15 +12,15 @@ from pathlib import Path
 
 import torch
 
-from pipeline.config import Config, Plan, make_plan, to_yaml
+from pipeline.config import Config, Plan, check_world, make_plan, to_yaml
 from pipeline.data.loader import BAD_IMAGES, Dataset, Normalize, open_dataset
 from pipeline.errors import Stopped
 from pipeline.model import weights, zoo
-from pipeline.recipe import loss, optim, schedule
+from pipeline.recipe import ema, loss, optim, schedule
 from pipeline.track.lock import RunLock
 from pipeline.track.runs import read_run
 from pipeline.track.uri import refuse_network_disk, tracking_uri
-from pipeline.train import checkpoint, engine, report, rundir
+from pipeline.train import checkpoint, engine, finetune, report, rundir
 from pipeline.train.batchnorm import StepStatistics
 from pipeline.train.machines import Machines
 from pipeline.train.precision import autocast_type, place
@@ -37,9 +37,10 @@ def train(cfg: Config) -> None:
     Raises:
         PipelineError: on every rank; its message is empty on those that need not print it.
     """
-    zoo.check(cfg.model)
+    world = from_env()
+    check(cfg, world)
     tracking_uri(cfg.track, cfg.run.root)
-    with join(from_env(), backend=cfg.dist.backend, timeout_s=cfg.dist.timeout_s) as world, contextlib.ExitStack() as held:
+    with join(world, backend=cfg.dist.backend, timeout_s=cfg.dist.timeout_s) as world, contextlib.ExitStack() as held:
         dataset = open_dataset(cfg, world)
         state = world.together(lambda: build(cfg, world, dataset))
         run = _open_run(state, held)
@@ -71,6 +72,17 @@ def _plan(cfg: Config, world: World, dataset: Dataset) -> Plan:
     )
 
 
+def check(cfg: Config, world: World) -> None:
+    """Refuse what can't work whatever the data is, before any process group or data is opened.
+
+    Raises:
+        PipelineError: naming the key.
+    """
+    zoo.check(cfg.model)
+    check_world(cfg, world.size)
+    finetune.check(cfg)
+
+
 def build(cfg: Config, world: World, dataset: Dataset) -> State:
     """Build everything that is trained, at step 0, before any other rank or directory is touched.
 
@@ -83,7 +95,12 @@ def build(cfg: Config, world: World, dataset: Dataset) -> State:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic with a fixed workspace only
     torch.use_deterministic_algorithms(cfg.train.deterministic)
     torch.backends.cudnn.benchmark = not cfg.train.deterministic
-    model = place(zoo.build(cfg.model, plan.classes), cfg.train, world.device)
+    model = zoo.build(cfg.model, plan.classes)
+    finetune.start(cfg, model)
+    model = place(model, cfg.train, world.device)
+    finetune.hold(cfg, model)
+    statistics = StepStatistics(model)
+    averaged = ema.build(cfg.ema, plan, model, statistics.names)
     autocast = autocast_type(cfg.train, world.device)
     if cfg.train.compile:
         model.compile()
@@ -98,9 +115,10 @@ def build(cfg: Config, world: World, dataset: Dataset) -> State:
         scaler=torch.amp.GradScaler(world.device.type, enabled=autocast is torch.float16),
         criterion=loss.build(cfg.loss),
         normalize=Normalize(cfg.data.mean, cfg.data.std, world.device, next(model.parameters()).dtype),
-        statistics=StepStatistics(model),
+        statistics=statistics,
         lr=schedule.learning_rate(cfg.schedule, plan),
         autocast=autocast,
+        ema=averaged,
     )
 
 
@@ -161,6 +179,9 @@ def _finish(state: State, run: RunDir, record: Record) -> None:
     about = {"config": to_yaml(state.cfg), "class_names": json.dumps(state.dataset.classes), "run_uid": run.uid}
     weights.save(state.model, run.weights, about)
     record.artifact(run.weights, "weights")
+    if state.ema is not None:
+        weights.save(state.ema.model, run.averaged_weights, about)
+        record.artifact(run.averaged_weights, "weights")
     _keep_best(state, run, about)
     if run.best_weights.is_file():
         record.artifact(run.best_weights, "weights")

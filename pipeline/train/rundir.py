@@ -18,10 +18,11 @@ from pipeline.track.identity import new_uid
 
 CHECKPOINTS = "checkpoints"
 WEIGHTS, BEST_WEIGHTS, MLFLOW_MODEL = "model.safetensors", "best.safetensors", "mlflow_model"
+AVERAGED_WEIGHTS = "model_ema.safetensors"
 _OURS = ("run.lock", "config.yaml", "run.json", "STOP", "launch")
 
 HARMLESS = re.compile(
-    r"^(run|track|dist|launch|eval)\."
+    r"^(run|track|dist|launch|eval|expect)\."
     r"|^data\.(root|stage_from|stage_to|cache|threads|prefetch|device|quarantine|max_bad_fraction)$"
     r"|^train\.(log_every|checkpoint_every|keep_checkpoints|max_time|compile)$"
 )
@@ -56,6 +57,11 @@ class RunDir:
     def mlflow_model(self) -> Path:
         """Folder of the final network as an MLflow model."""
         return self.path / MLFLOW_MODEL
+
+    @property
+    def averaged_weights(self) -> Path:
+        """The final moving average of the weights, of runs that have one."""
+        return self.path / AVERAGED_WEIGHTS
 
 
 def choose(cfg: Config) -> Path:

@@ -22,7 +22,7 @@ from pipeline.data.loader import Normalize, eval_loader
 from pipeline.errors import CheckpointError, DataError
 from pipeline.model import weights, zoo
 from pipeline.train import checkpoint
-from pipeline.train.evaluate import evaluate
+from pipeline.train.evaluate import evaluate, views
 from pipeline.train.precision import autocast_type, place
 from pipeline.train.rundir import CHECKPOINTS, WEIGHTS
 from pipeline.world import World, from_env, join
@@ -62,7 +62,7 @@ def evaluate_file(request: Request) -> dict[str, Any] | None:
         bad = world.together(lambda: quarantine(index, "val", cfg))
         with closing(eval_loader(cfg, world, index, bad)) as batches:
             found = evaluate(
-                model,
+                views(model, cfg.eval),
                 batches,
                 Normalize(cfg.data.mean, cfg.data.std, world.device, next(model.parameters()).dtype),
                 world=world,

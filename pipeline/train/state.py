@@ -15,6 +15,8 @@ from pipeline.config import Config, Plan, to_yaml
 from pipeline.data.loader import Dataset, Normalize
 from pipeline.errors import CheckpointError
 from pipeline.model import weights
+from pipeline.recipe.ema import Average
+from pipeline.recipe.loss import Criterion
 from pipeline.train.batchnorm import StepStatistics
 from pipeline.train.clock import Clock
 from pipeline.train.examine import Examined
@@ -41,11 +43,12 @@ class State:
     network: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    criterion: nn.Module
+    criterion: Criterion
     normalize: Normalize
     statistics: StepStatistics
     lr: Callable[[int], float]
     autocast: torch.dtype | None
+    ema: Average | None = None
     step: int = 0
     clock: Clock = field(default_factory=Clock)
     window: Sums = Sums(0, 0, 0, 0)
@@ -72,7 +75,7 @@ class State:
             "plan": self.plan.as_dict(),
             "config": to_yaml(self.cfg),
             "class_names": list(self.dataset.classes),
-        }
+        } | ({"ema": self.ema.model.state_dict()} if self.ema is not None else {})
 
     def restore(self, saved: dict[str, Any], path: Path) -> None:
         """Take over what `capture` returned.
@@ -97,6 +100,8 @@ class State:
                 f"{path}: is at step {saved['step']}, beyond the training's {self.plan.total_steps}; raise train.epochs"
             )
         weights.load_into(self.model, saved["model"], str(path))
+        if self.ema is not None:  # a run that has averaged from now on only starts from the weights
+            weights.load_into(self.ema.model, saved.get("ema", saved["model"]), str(path))
         try:
             self.optimizer.load_state_dict(saved["optimizer"])
         except (ValueError, KeyError) as error:

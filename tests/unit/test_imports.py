@@ -19,6 +19,7 @@ LEVELS = [
     "train",
     "compare",
     "bench",
+    "experiment",
     "__main__",
 ]
 MAY = {"data": {"data"}, "model": {"model"}, "recipe": {"recipe"}, "track": {"track"}}

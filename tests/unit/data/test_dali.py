@@ -37,7 +37,7 @@ PLACES: list[tuple[Place, dict[str, str]]] = [
 @pytest.mark.parametrize(("place", "expected"), PLACES)
 def test_operators_stand_where_they_should(place: Place, expected: dict[str, str], index: Index) -> None:
     job = Job(index, lambda first: iter(()), 4, torch.device("cpu"), 1, 2)
-    serialized = build_graph(job, Feed(index), 32, place).serialize()
+    serialized = build_graph(job, Feed(index), "bilinear", place).serialize()
     assert placed(serialized) == expected
     assert (b"hw_decoder_load" in serialized) == (b"jpeg_fancy_upsampling" in serialized) == (place == "gpu")
     assert b"adjust_orientation" in serialized
@@ -48,12 +48,13 @@ def test_a_plan_is_fed_as_arrays_and_remembered(index: Index) -> None:
     plan = eval_plan(index, Eval(resize=150, crop=100), ids)  # of images of 500 x 375 and 301 x 257
     feed = Feed(index)
     feed.start(iter([plan]))
-    paths, start, shape, roi_start, roi_end, flip = feed()
+    paths, start, shape, roi_start, roi_end, size, flip = feed()
     assert [os.fsdecode(row.tobytes().rstrip(b"\0")) for row in paths] == [str(index.path(sample)) for sample in (0, 3)]
     assert start.tolist() == [[0, 0], [0, 0]]
     assert shape.tolist() == [[375, 500], [257, 301]]
     assert roi_start[0].tolist() == pytest.approx([25 * 2.5, 50 * 2.5])
     assert roi_end[0].tolist() == pytest.approx([125 * 2.5, 150 * 2.5])
+    assert size.tolist() == [[100, 100], [100, 100]]
     assert flip.tolist() == [0, 0]
     assert list(feed.pending) == [plan]
     with pytest.raises(StopIteration):

@@ -86,3 +86,37 @@ def test_zero_padding_keeps_pixels_and_adds_zeros(added: int, stride: int, shape
 def test_zero_padding_keeps_the_memory_format(layout: torch.memory_format) -> None:
     x = torch.randn(2, 4, 8, 8).to(memory_format=layout)
     assert ZeroPadShortcut(4, 2)(x).is_contiguous(memory_format=layout)
+
+
+def test_blurpool_has_the_plain_networks_parameters_and_removes_what_would_alias() -> None:
+    from pipeline.model.blocks import BlurConv2d
+    from pipeline.model.resnet import resnet18
+
+    plain, blurred = resnet18(3), resnet18(3, blurpool=True)
+    assert plain.state_dict().keys() == blurred.state_dict().keys()
+    found = [name for name, m in blurred.named_modules() if isinstance(m, BlurConv2d)]
+    assert found == [f"layer{n}.0.{part}" for n in (2, 3, 4) for part in ("conv1", "downsample.0")]
+    layer = BlurConv2d(torch.nn.Conv2d(16, 16, 1, stride=2, bias=False))
+    stripes = torch.ones(1, 16, 8, 8)
+    stripes[..., ::2] = -1  # seen by a stride of 2 as one colour
+    assert layer(stripes)[..., 1:-1, 1:-1].abs().max() < 1e-6 and layer(torch.ones(1, 16, 8, 8)).abs().max() > 0.01
+
+
+def test_stochastic_depth_rises_with_depth_and_keeps_the_mean() -> None:
+    from pipeline.model.blocks import Block, drop_path
+    from pipeline.model.resnet import resnet18
+
+    net = resnet18(3, drop_path=0.14)
+    rates = [m.drop_path for m in net.modules() if isinstance(m, Block)]
+    assert rates == pytest.approx([0.02 * i for i in range(8)])
+    torch.manual_seed(0)
+    dropped = drop_path(torch.ones(20000, 1, 1, 1), 0.3)
+    assert dropped.unique().tolist() == pytest.approx([0, 1 / 0.7]) and dropped.mean() == pytest.approx(1, abs=0.02)
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(net.eval()(images), net(images))
+
+
+def test_a_prior_bias_starts_at_the_classes_share() -> None:
+    from pipeline.model.resnet import cifar_resnet20
+
+    assert cifar_resnet20(10, prior_bias=True).fc.bias.sigmoid().tolist() == pytest.approx([1 / 11] * 10)

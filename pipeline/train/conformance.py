@@ -1,0 +1,36 @@
+"""Whether a run does as well as its recipe is known to do.
+
+Not here: telling people (`report`).
+"""
+
+from dataclasses import dataclass
+
+from pipeline.config import Config, Plan
+
+
+@dataclass(frozen=True)
+class Band:
+    """The top-1 that is expected after an epoch, and the one that was found; fractions."""
+
+    epoch: int
+    low: float
+    high: float
+    found: float
+
+    @property
+    def inside(self) -> bool:
+        """Whether the run does as expected."""
+        return self.low <= self.found <= self.high
+
+    def __str__(self) -> str:
+        low, high = (f"{100 * edge:.4g}" for edge in (self.low, self.high))
+        return f"epoch {self.epoch}: {self.found:.1%} top-1, expected {low}-{high} %"
+
+
+def band(cfg: Config, plan: Plan, step: int, top1: float) -> Band | None:
+    """Return what is expected after `step` steps beside the `top1` found; None where nothing is, or of other data."""
+    epoch, rest = divmod(step, plan.steps_per_epoch)
+    edges = cfg.expect.top1.get(epoch)
+    if rest or edges is None or cfg.expect.images not in (None, plan.train_images):
+        return None
+    return Band(epoch, *edges, top1)
