@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 NPROC ?= 2
 ARGS ?=
 
-.PHONY: train test check clean install install-dev
+.PHONY: train test test-slurm check clean install install-dev
 
 # ARGS="seed=1 train.epochs=20" changes configuration keys.
 train: $(VENV)/.installed
@@ -14,6 +14,10 @@ train: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(PY) -m pytest -n 2 $(ARGS)
+
+# Starts a SLURM of its own; says what is missing and installs nothing.
+test-slurm: $(VENV)/.installed-dev
+	$(PY) -m pytest tests/slurm --override-ini norecursedirs= -v $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check

@@ -49,6 +49,12 @@ class TrainingError(PipelineError):
     exit_code = 1
 
 
+class PeerLost(PipelineError):
+    """Training that can't go on because other ranks answer no more; launchers start the processes again."""
+
+    exit_code = 1
+
+
 class Stopped(PipelineError):
     """Training that stopped early because it was asked to; all ranks agreed and the state is saved."""
 

@@ -5,6 +5,7 @@ The only module that touches torch.distributed or reads RANK and SLURM_* from th
 
 import json
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -16,19 +17,29 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.errors import PipelineError, WorldError
+from pipeline import rollcall
+from pipeline.errors import PeerLost, PipelineError, WorldError
+from pipeline.rollcall import Roll
 
 T = TypeVar("T")
 _SIGN_OF_LIFE_S = 0.2
 """How often those who wait for rank 0 hear of it; far below any sensible `dist.timeout_s`."""
+_LOST = re.compile(r"(?i)timed? ?out|timeout|connection|broken pipe|gloo|nccl|socket")
+_PORTS = (15000, 5000)  # below those that Linux hands out by itself, and beside those of `launch`
+_SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_JOB_ID", "SLURM_STEP_NODELIST")
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
 class World:
-    """One process among `size`; a world of any rank and size can be made for tests of what depends on them."""
+    """One process among `size`; a world of any rank and size can be made for tests of what depends on them.
+
+    `address` is HOST:PORT of rank 0 where torch doesn't find it in the environment (srun); a joined world has a `roll`.
+    """
 
     rank: int = 0
     size: int = 1
@@ -36,6 +47,8 @@ class World:
     local_size: int = 1
     device: torch.device = torch.device("cpu")
     joined: bool = False
+    address: str = ""
+    roll: Roll | None = None
 
     @property
     def is_main(self) -> bool:
@@ -131,6 +144,21 @@ class World:
         second = self.together(lambda: work() if after else None)
         return second if after else first  # type: ignore[return-value]
 
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Turn a collective that failed in the `with` block into an error that names the ranks that fell silent.
+
+        Raises:
+            PeerLost: on every rank that is left; only the first of them carries the message.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.roll is None or not _LOST.search(str(error)):
+                raise
+            leave = dist.destroy_process_group if self.device.type == "cpu" else lambda: None
+            raise PeerLost(rollcall.call(self.roll, error, leave)) from error
+
     def wrap(self, model: nn.Module) -> nn.Module:
         """Return the model under DistributedDataParallel, or itself in a world of one.
 
@@ -143,15 +171,14 @@ class World:
 
 
 def from_env(env: Mapping[str, str] = os.environ) -> World:
-    """Tell this process's place from torchrun's variables, or return a world of one where there are none.
+    """Tell this process's place from torchrun's variables, else from srun's, else be a world of one.
 
     Raises:
-        WorldError: if the variables are half set or contradict each other, or under an `srun` of several tasks.
+        WorldError: if the variables are half set or contradict each other.
     """
     found = [name for name in _TORCHRUN if name in env]
     if not {"RANK", "WORLD_SIZE"} & set(found):
-        _refuse_bare_srun(env)
-        return World(device=_device(0))
+        return _from_slurm(env) if "SLURM_STEP_ID" in env else World(device=_device(0))
     missing = [name for name in _TORCHRUN if name not in env]
     if missing:
         raise WorldError(
@@ -166,20 +193,49 @@ def from_env(env: Mapping[str, str] = os.environ) -> World:
     return World(rank, size, local_rank, local_size, _device(local_rank))
 
 
+def _from_slurm(env: Mapping[str, str]) -> World:
+    """Tell this process's place among the tasks of one srun. Source: srun(1), output environment variables."""
+    if env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS", "1")) == "1":
+        return World(device=_device(0))
+    missing = [name for name in _SLURM if name not in env]
+    if missing:
+        raise WorldError(f"environment: SLURM_STEP_ID set but not {', '.join(missing)}; start with srun, or unset it")
+    rank, size, local_rank, node = (_whole(env, name) for name in _SLURM[:4])
+    if not (0 <= rank < size and 0 <= local_rank <= rank):
+        raise WorldError(
+            f"environment: SLURM_PROCID={rank}, SLURM_STEP_NUM_TASKS={size}, SLURM_LOCALID={local_rank} "
+            "contradict each other; start with srun"
+        )
+    per_node = _tasks_per_node(env.get("SLURM_STEP_TASKS_PER_NODE", "1"))
+    local_size = per_node[node] if node < len(per_node) else 1
+    # With --gpus-per-task each task sees its own GPU alone, and that is number 0.
+    bound = "SLURM_GPUS_PER_TASK" in env or "SLURM_GPU_BIND" in env
+    return World(rank, size, local_rank, local_size, _device(0 if bound else local_rank), address=_meeting_point(env))
+
+
+def _tasks_per_node(text: str) -> list[int]:
+    """Expand `2(x3),1` to 2, 2, 2, 1."""
+    found = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
+    return [int(n) for n, times in found for _ in range(int(times or 1))]
+
+
+def _meeting_point(env: Mapping[str, str]) -> str:
+    """Return HOST:PORT of rank 0: the step's first node, at a port that its other steps and jobs don't use."""
+    first = re.sub(r"\[(\d+).*", r"\1", env["SLURM_STEP_NODELIST"].split(",")[0])
+    try:
+        socket.getaddrinfo(first, None)
+    except OSError:  # nodes that are not hosts by name: srun in a batch script runs on the first of them
+        first = env.get("SLURM_LAUNCH_NODE_IPADDR", first)
+    start, many = _PORTS
+    port = start + (_whole(env, "SLURM_JOB_ID") * 31 + _whole(env, "SLURM_STEP_ID")) % many
+    return f"{env.get('MASTER_ADDR', first)}:{env.get('MASTER_PORT', port)}"
+
+
 def _whole(env: Mapping[str, str], name: str) -> int:
     try:
         return int(env[name])
     except ValueError as error:
         raise WorldError(f"environment: {name}={env[name]!r} is not a whole number; start with torchrun") from error
-
-
-def _refuse_bare_srun(env: Mapping[str, str]) -> None:
-    """Keep the tasks of one srun from each training alone, in one another's way."""
-    if env.get("SLURM_NTASKS", "1") != "1" and "SLURM_PROCID" in env and "SLURM_STEP_ID" in env:
-        raise WorldError(
-            f"environment: srun started {env['SLURM_NTASKS']} tasks, but they would train apart; "
-            "start one task a node that runs torchrun --nnodes=$SLURM_NNODES"
-        )
 
 
 def _device(local_rank: int) -> torch.device:
@@ -196,7 +252,8 @@ def join(world: World, *, backend: str = "auto", timeout_s: float = 300) -> Iter
     """Form the process group for the time of the `with` block and yield the joined world.
 
     Raises:
-        WorldError: if the group can't be formed (port in use, a peer that does not come).
+        WorldError: if the group can't be formed because of what was asked for, such as a port in use.
+        PeerLost: if a peer does not come, or goes.
     """
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)
@@ -204,22 +261,30 @@ def join(world: World, *, backend: str = "auto", timeout_s: float = 300) -> Iter
         yield world
         return
     chosen = backend if backend != "auto" else ("nccl" if world.device.type == "cuda" else "gloo")
-    _init(world, chosen, timeout_s)
-    yield replace(world, joined=True)
+    joined = _init(world, chosen, timeout_s)
+    with joined.watched():
+        yield joined
     # Not after an error: a rank that has failed alone must not wait for the others, but exit, which they notice.
     dist.destroy_process_group()
 
 
-def _init(world: World, backend: str, timeout_s: float) -> None:
-    address = f"{os.environ.get('MASTER_ADDR', '')}:{os.environ.get('MASTER_PORT', '')}"
+def _init(world: World, backend: str, timeout_s: float) -> World:
+    """Form the process group; return the joined world."""
+    address = world.address or f"{os.environ.get('MASTER_ADDR', '')}:{os.environ.get('MASTER_PORT', '')}"
     if backend == "nccl" and world.device.type != "cuda":
         raise WorldError("dist.backend: nccl needs GPUs and this process has none; use dist.backend=gloo")
+    timeout = timedelta(seconds=timeout_s)
+    method = f"tcp://{world.address}" if world.address else "env://"
     try:
+        store, _, _ = next(rendezvous(method, world.rank, world.size, timeout=timeout))
+        roll = Roll(world.rank, world.size, store, address)
+        rollcall.sign_in(roll)
         dist.init_process_group(
             backend,
-            timeout=timedelta(seconds=timeout_s),
+            timeout=timeout,
             rank=world.rank,
             world_size=world.size,
+            store=PrefixStore("default_pg", store),
             device_id=world.device if backend == "nccl" else None,
         )
     except (RuntimeError, ValueError, OSError) as error:
@@ -228,7 +293,8 @@ def _init(world: World, backend: str, timeout_s: float) -> None:
             raise WorldError(
                 f"{address}: the port is in use; choose another with --master-port, or torchrun --standalone"
             ) from error
-        raise WorldError(
+        raise PeerLost(
             f"{address}: rank {world.rank} of {world.size} could not join within {timeout_s:g} s "
             f"(host {socket.gethostname()}): {text.splitlines()[0]}"
         ) from error
+    return replace(world, joined=True, roll=roll)

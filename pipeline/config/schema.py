@@ -252,6 +252,17 @@ class Dist(Section):
     """Communication library. auto: nccl on GPUs, gloo elsewhere."""
 
 
+class Launch(Section):
+    """How `python -m launch` starts the training and brings it back."""
+
+    site: Path | None = None
+    """File with the site's defaults for SLURM. Null: `image-pipeline/site.yaml` in `$XDG_CONFIG_HOME` or `~/.config`."""
+    max_restarts: Annotated[int, Field(ge=0)] = 3
+    """How often the processes are started again on their nodes after one was killed, before the job is given up."""
+    max_requeues: Annotated[int, Field(ge=0)] = 50
+    """How often a SLURM job is requeued to go on where it was, before it is given up."""
+
+
 class Track(Section):
     """Tracking in MLflow; the journal in the run directory is always written."""
 
@@ -280,4 +291,5 @@ class Config(Section):
     batch: Batch = Batch()
     train: Train = Train()
     dist: Dist = Dist()
+    launch: Launch = Launch()
     track: Track = Track()

@@ -3,6 +3,7 @@
 No secrets here: never a dump of the environment, and no credentials in what is kept of the command line.
 """
 
+import json
 import os
 import platform
 import shlex
@@ -10,7 +11,7 @@ import socket
 import subprocess
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,9 +23,11 @@ if TYPE_CHECKING:
 
     from pipeline.world import World
 
-__all__ = ["device_name", "git_state", "new_uid", "redact", "tags", "versions"]
+__all__ = ["TAGS", "device_name", "git_state", "launched", "new_uid", "redact", "tags", "versions"]
 _CODE = Path(__file__).resolve().parents[1]
 _GIT_TIMEOUT_S = 10
+TAGS = "PIPELINE_TAGS"
+"""Variable with a JSON object of tags that launchers hand down."""
 
 
 def new_uid() -> str:
@@ -42,7 +45,13 @@ def tags(world: "World", config_digest: str, command: Sequence[str] | None = Non
         "world_size": str(world.size),
         "config.digest": config_digest,
         "command": redact(shlex.join(sys.argv if command is None else command)),
+        **launched(),
     }
+
+
+def launched(env: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the tags that a launcher gave its processes: the job, why it was requeued, the sweep it belongs to."""
+    return {str(k): redact(str(v)) for k, v in json.loads(env.get(TAGS, "{}")).items()}
 
 
 def git_state(directory: Path) -> dict[str, str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.config import Config, make_plan, to_yaml
+from pipeline.config import Config, Plan, make_plan, to_yaml
 from pipeline.data.loader import Dataset, Normalize, open_dataset
 from pipeline.errors import Stopped
 from pipeline.model import weights, zoo
@@ -48,19 +48,33 @@ def train(cfg: Config) -> None:
         _train(state, run)
 
 
-def build(cfg: Config, world: World, dataset: Dataset) -> State:
-    """Build everything that is trained, at step 0, before any other rank or directory is touched.
+def plan(cfg: Config, world_size: int) -> Plan:
+    """Return what `train` would do in a world of `world_size` processes; nothing but the data's index is read or made.
 
     Raises:
         PipelineError: if configuration, data and world do not fit together.
     """
-    plan = make_plan(
+    zoo.check(cfg.model)
+    return _plan(cfg, World(size=world_size), open_dataset(cfg, World()))
+
+
+def _plan(cfg: Config, world: World, dataset: Dataset) -> Plan:
+    return make_plan(
         cfg,
         world_size=world.size,
         train_images=len(dataset.train),
         val_images=len(dataset.val),
         classes=len(dataset.classes),
     )
+
+
+def build(cfg: Config, world: World, dataset: Dataset) -> State:
+    """Build everything that is trained, at step 0, before any other rank or directory is touched.
+
+    Raises:
+        PipelineError: if configuration, data and world do not fit together.
+    """
+    plan = _plan(cfg, world, dataset)
     torch.manual_seed(cfg.seed)
     if cfg.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic with a fixed workspace only
@@ -131,7 +145,8 @@ def _fit(state: State, run: RunDir) -> None:
             return
         report.say(report.opening(state, run.path))
         with record:
-            engine.fit(state, store, flag, record.reporter)
+            with state.world.watched():  # in here, so that the record names who was lost
+                engine.fit(state, store, flag, record.reporter)
             _finish(state, run, record)
         report.say(report.table(report.summary(state), run.path, record.whereabouts()))
 

@@ -18,10 +18,10 @@ from pipeline.track.identity import new_uid
 
 CHECKPOINTS = "checkpoints"
 WEIGHTS = "model.safetensors"
-_OURS = ("run.lock", "config.yaml", "run.json", "STOP")
+_OURS = ("run.lock", "config.yaml", "run.json", "STOP", "launch")
 
 HARMLESS = re.compile(
-    r"^(run|track|dist|eval)\.|^data\.(root|cache|threads|prefetch|device)$"
+    r"^(run|track|dist|launch|eval)\.|^data\.(root|cache|threads|prefetch|device)$"
     r"|^train\.(log_every|checkpoint_every|keep_checkpoints|max_time|compile)$"
 )
 """Keys that may differ when a run is continued: they do not change what is learned."""

@@ -28,10 +28,46 @@ def test_contradictions_are_refused(change: dict[str, str]) -> None:
         from_env(TORCHRUN | change)
 
 
-def test_a_bare_srun_of_several_tasks_is_refused() -> None:
-    with pytest.raises(WorldError, match="4 tasks"):
-        from_env({"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_STEP_ID": "0"})
-    assert from_env({"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_STEP_ID": "0"}).size == 1
+SRUN = {
+    "SLURM_PROCID": "3",
+    "SLURM_NTASKS": "4",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "1",
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+    "SLURM_STEP_NODELIST": "nowhere[1-2]",
+    "SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1",
+}
+
+
+def test_sruns_variables() -> None:
+    world = from_env(SRUN)
+    assert (world.rank, world.size, world.local_rank, world.local_size) == (3, 4, 1, 2)
+    assert world.address == "127.0.0.1:15217"
+    assert from_env(SRUN | {"SLURM_STEP_NODELIST": "localhost"}).address == "localhost:15217"
+    assert from_env(SRUN | {"MASTER_ADDR": "a", "MASTER_PORT": "5"}).address == "a:5"
+
+
+def test_torchrun_comes_before_srun() -> None:
+    assert from_env(SRUN | TORCHRUN).size == 2
+
+
+def test_one_task_and_a_batch_script_are_alone() -> None:
+    assert from_env(SRUN | {"SLURM_STEP_NUM_TASKS": "1"}).size == 1
+    assert from_env({k: v for k, v in SRUN.items() if k != "SLURM_STEP_ID"}).size == 1
+
+
+@pytest.mark.parametrize("absent", ["SLURM_PROCID", "SLURM_LOCALID", "SLURM_JOB_ID", "SLURM_STEP_NODELIST"])
+def test_half_of_sruns_variables(absent: str) -> None:
+    with pytest.raises(WorldError, match=f"not {absent}"):
+        from_env({k: v for k, v in SRUN.items() if k != absent})
+
+
+def test_srun_that_contradicts_itself() -> None:
+    with pytest.raises(WorldError, match="SLURM_PROCID=4"):
+        from_env(SRUN | {"SLURM_PROCID": "4"})
 
 
 def test_alone_together_returns_or_raises() -> None:

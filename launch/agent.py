@@ -1,0 +1,161 @@
+"""The training processes of one node, under torchrun's elastic agent: started, restarted, signalled, and their outcome.
+
+Not here: what the processes do (`launch.worker`), and what is done about the outcome (`launch.job`).
+"""
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, LogsSpecs, Std
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous.api import RendezvousError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from launch import network, worker
+from pipeline.errors import Stopped, UsageError, WorldError
+from pipeline.train.preemption import SIGNALS
+
+_JOIN_TIMEOUT_S = 900
+_REQUEUE = Stopped.exit_code
+
+
+@dataclass(frozen=True)
+class Group:
+    """Who trains together: `min_nodes` to `max_nodes` nodes of `nproc` processes that meet at `endpoint` (HOST:PORT)."""
+
+    nproc: int
+    min_nodes: int = 1
+    max_nodes: int = 1
+    endpoint: str = ""
+    is_host: bool | None = None
+    run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    max_restarts: int = 0
+    join_timeout_s: int = _JOIN_TIMEOUT_S
+    logs: Path | None = None
+
+
+def processes(wanted: int | None) -> int:
+    """Return how many processes a node runs: as asked, else one for each GPU, else one."""
+    return wanted or max(1, torch.cuda.device_count())
+
+
+def run(group: Group, arguments: Sequence[str], on_signal: Callable[[int], None] = lambda number: None) -> int:
+    """Run `python -m pipeline train ARGUMENTS` in this node's processes until they end for good.
+
+    Signals go on to every process; `on_signal` is told of each. Returns 0 (done), 75 (stopped on request), 2 (bad
+    input), or the code of the first process that failed once too often; one that a signal killed counts as 128 + signal.
+
+    Raises:
+        UsageError: if the endpoint can't be used.
+        WorldError: if the nodes don't come together.
+    """
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the workers say what went wrong
+    with tempfile.TemporaryDirectory(prefix="launch-") as folder, _signals(Path(folder), on_signal) as stopping:
+        try:
+            with _environment(group, Path(folder)) as address:
+                elastic_launch(_config(group, address), sys.executable)("-u", "-P", "-m", "launch.worker", *arguments)
+        except ChildFailedError as error:
+            return _REQUEUE if stopping else _exit_code(error)
+        except SignalException:
+            return _REQUEUE
+        except (RendezvousError, ConnectionError) as error:
+            raise WorldError(
+                f"{group.endpoint or 'localhost'}: the nodes did not come together: {str(error).splitlines()[0]}; "
+                "check that every node was started, with the same endpoint and number of nodes"
+            ) from error
+        return _outcome(worker.outcomes(Path(folder)))
+
+
+def _config(group: Group, address: str | None) -> LaunchConfig:
+    configs: dict[str, object] = {"timeout": group.join_timeout_s}
+    if group.max_nodes > 1:  # torch would compare host names, which several addresses may have
+        configs["is_host"] = network.is_here(group.endpoint) if group.is_host is None else group.is_host
+    return LaunchConfig(
+        min_nodes=group.min_nodes,
+        max_nodes=group.max_nodes,
+        nproc_per_node=group.nproc,
+        run_id=group.run_id,
+        rdzv_backend="c10d",
+        rdzv_endpoint=group.endpoint or "localhost:0",
+        rdzv_configs=configs,
+        max_restarts=group.max_restarts,
+        local_addr=address,
+        logs_specs=_logs(group.logs),
+        log_line_prefix_template="[${rank}] ",
+        signals_to_handle="SIGHUP,SIGQUIT",  # the others are forwarded: the agent must not act on them before the workers have
+    )
+
+
+def _logs(folder: Path | None) -> LogsSpecs:
+    if folder is None:
+        return DefaultLogsSpecs()
+    folder.mkdir(parents=True, exist_ok=True)
+    return DefaultLogsSpecs(log_dir=str(folder), tee=Std.ALL)
+
+
+@contextmanager
+def _environment(group: Group, folder: Path) -> Iterator[str | None]:
+    """Set what the workers inherit; yield this node's address among several nodes."""
+    address = None
+    if group.max_nodes > 1:
+        address = network.own_address(group.endpoint)
+        # Without it gloo asks for the host's name, which on many hosts means the loopback interface.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", network.interface_of(address))
+    # Else the workers of a restart share a store with those before them, and find the addresses of the dead in it.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // group.nproc)))
+    os.environ[worker.FOLDER] = str(folder)
+    # The workers import what this process does, wherever they are started; `-P` keeps the working directory out.
+    code = str(Path(__file__).resolve().parents[1])
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = code + (os.pathsep + before if before else "")
+    try:
+        yield address
+    finally:
+        os.environ.pop(worker.FOLDER)
+        os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
+
+
+@contextmanager
+def _signals(folder: Path, on_signal: Callable[[int], None]) -> Iterator[list[int]]:
+    """Pass signals on to the workers for the time of the `with` block; yield the list of those that came."""
+    came: list[int] = []
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        workers = worker.ask_to_stop(folder)
+        for pid in workers:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+        on_signal(number)
+        if not workers:  # still waiting for the other nodes: there is nothing to save
+            raise SignalException("stopped before the workers were started", signal.Signals(number))
+
+    before = {number: signal.signal(number, forward) for number in SIGNALS}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _outcome(codes: Sequence[int]) -> int:
+    """Return what the processes that ended for good have in common: bad input before a stop before success."""
+    return next((code for code in (UsageError.exit_code, _REQUEUE) if code in codes), 0)
+
+
+def _exit_code(error: ChildFailedError) -> int:
+    """Return the worker's own code; one that died of a signal counts as 128 + signal, as in a shell."""
+    code = error.get_first_failure()[1].exitcode
+    return code if code >= 0 else 128 - code

@@ -1,0 +1,165 @@
+"""Runs that were submitted: found by name, watched, cancelled, resubmitted.
+
+Not here: submitting for the first time (`launch.slurm`).
+"""
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from launch import preflight, requeue, scontrol, slurm
+from launch.job import mark_killed
+from launch.options import Options
+from launch.snapshot import Folder
+from pipeline.config import load
+from pipeline.errors import UsageError
+from pipeline.track.journal import JOURNAL
+from pipeline.track.lock import FileLock, in_use
+from pipeline.track.runs import read_run
+
+_POLL_S = 1.0
+
+
+def find(wanted: Sequence[str], root: Path) -> list[Folder]:
+    """Return the submitted runs: directories, names in `root`, or all in `root` where none is named.
+
+    Raises:
+        UsageError: for a name that none or several have.
+    """
+    if not wanted:
+        return [Folder(path.parents[1]) for path in sorted(root.glob("**/launch/submission.json"))]
+    return [_find(name, root) for name in wanted]
+
+
+def _find(name: str, root: Path) -> Folder:
+    if Folder(Path(name)).submission.is_file():
+        return Folder(Path(name).absolute())
+    every = [Folder(path.parents[1].absolute()) for path in sorted(root.glob("**/launch/submission.json"))]
+    same = [one for one in every if name in (one.run_dir.name, _name(one), one.read()["job"])]
+    if len(same) != 1:
+        what = f"{len(same)} submitted runs have this name" if same else "no submitted run of this name"
+        some = ", ".join(str(slurm.shown(one.run_dir)) for one in (same or every)[-4:]) or "nothing was submitted there"
+        raise UsageError(f"{name}: {what} in {root}; give a directory ({some})")
+    return same[0]
+
+
+def _name(folder: Folder) -> str:
+    return load(folder.config).run.name
+
+
+def states(found: Sequence[Folder]) -> list[dict[str, Any]]:
+    """Return job and run of each: SLURM's state, the training's status, step and total steps, requeues."""
+    return [_state(folder) for folder in found]
+
+
+def _state(folder: Folder) -> dict[str, Any]:
+    submission = folder.read()
+    job = scontrol.job(submission["job"]) if submission["job"] else scontrol.Job("", "FAILED")
+    run = read_run(folder.run_dir) if (folder.run_dir / JOURNAL).is_file() else None
+    return {
+        "run_dir": str(folder.run_dir),
+        "job": job.job_id,
+        "state": job.state,
+        "why": job.reason,
+        "nodes": job.nodes,
+        "requeues": requeue.history(folder),
+        "status": run.status if run else "-",
+        "step": run.step if run else 0,
+        "total_steps": run.total_steps if run else None,
+    }
+
+
+def render(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return states for people."""
+    table = [("job", "state", "nodes", "run", "step", "requeues", "directory")]
+    for row in rows:
+        why = f" ({row['why']})" if row["state"] == "PENDING" and row["why"] else ""
+        step = f"{row['step']}/{row['total_steps'] or '?'}"
+        table.append(
+            (row["job"] or "-", row["state"] + why, row["nodes"] or "-", row["status"], step, str(len(row["requeues"])),
+             str(slurm.shown(Path(row["run_dir"]))))
+        )  # fmt: skip
+    widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table)
+
+
+def logs(folder: Folder, follow: bool, rank: int | None, show: Callable[[str], None]) -> None:
+    """Show what a run's newest job has printed, and with `follow` what it still prints until it ends.
+
+    Raises:
+        UsageError: if there is no such log.
+    """
+    submission, seen = folder.read(), 0
+    while True:
+        alive = follow and scontrol.job(submission["job"]).alive  # asked first: what it prints before its end is shown
+        path = _log(folder, submission, rank)
+        if path is not None:
+            with path.open("rb") as file:
+                file.seek(seen)
+                text = file.read()
+            seen += len(text)
+            show(text.decode(errors="replace"))
+        elif not alive:
+            what = f"of rank {rank} " if rank is not None else ""
+            raise UsageError(f"{folder.run_dir}: no log {what}yet (job {submission['job']}); see python -m launch status")
+        if not alive:
+            return
+        time.sleep(_POLL_S)
+
+
+def _log(folder: Folder, submission: Mapping[str, Any], rank: int | None) -> Path | None:
+    if rank is None:
+        path = Path(submission["log"])
+        return path if path.is_file() else None
+    if Options.model_validate(submission["options"]).task_per == "gpu":
+        path = folder.jobs / f"{submission['job']}_{rank}_log.out"
+        return path if path.is_file() else None
+    processes = Options.model_validate(submission["options"]).processes
+    node, local = divmod(rank, processes)
+    starts = folder.ranks.glob(f"{submission['job']}-*/node{node}/*/attempt_*/{local}/stdout.log")
+    return max(starts, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def cancel(folder: Folder) -> str:
+    """End a run's job for good; return what was done.
+
+    Raises:
+        UsageError: if there is no job to end.
+    """
+    job = scontrol.job(folder.read()["job"])
+    if not job.alive:
+        raise UsageError(f"{folder.run_dir}: its job {job.job_id} has ended already ({job.state})")
+    scontrol.call("scancel", job.job_id)
+    if job.state == "PENDING" and (folder.run_dir / JOURNAL).is_file() and not in_use(folder.run_dir):
+        mark_killed(folder.run_dir)  # a run that waits to go on has no process to say so
+    return f"job {job.job_id} for {slurm.shown(folder.run_dir)} is cancelled; go on with python -m launch resubmit"
+
+
+def resubmit(folder: Folder, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Submit a run again, with the code and configuration of its snapshot; return the submission.
+
+    Raises:
+        PipelineError: if a job or a process has the run, or SLURM refuses.
+    """
+    before = folder.read()
+    given = {k: asked[k] for k in ("exclude", "time") if asked[k]}
+    if asked["exclude_failed"]:
+        unfit = [
+            *preflight.failed_nodes(folder),
+            *(part for part in [given.get("exclude") or before["options"]["exclude"]] if part),
+        ]
+        given["exclude"] = ",".join(unfit) or None
+    options = Options.model_validate(before["options"] | given)
+    slurm.check(options)
+    lock = FileLock(folder.path / "submit.lock")
+    if not lock.acquire(wait=False):
+        raise UsageError(f"{folder.run_dir}: {lock.holder()} is submitting it; wait for it")
+    try:
+        slurm.refuse_a_second(folder)
+        os.chdir(before["cwd"])  # relative paths of the configuration mean what they meant
+        request = slurm.Request(load(folder.config), options, tuple(before["command"]))
+        return slurm.send(request, folder)
+    finally:
+        lock.release()

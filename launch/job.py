@@ -1,0 +1,158 @@
+"""What a SLURM task runs: the elastic agent of its node (or one training process), and how that ended.
+
+Not here: requeueing, which the batch shell does when the tasks are gone (`launch.requeue`).
+"""
+
+import json
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launch import preflight, requeue, scontrol
+from launch.options import Options
+from launch.snapshot import Folder
+from pipeline.config import load
+from pipeline.errors import PipelineError, Stopped, UsageError
+from pipeline.track.identity import TAGS
+from pipeline.track.journal import JOURNAL, Journal, read
+from pipeline.track.lock import RunLock
+
+_FIRST_PORT, _PORTS = 20000, 10000  # below the ports that Linux hands out by itself (32768 on)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task of the job of one run; submitit calls it on its node."""
+
+    run_dir: Path
+
+    def __call__(self) -> None:
+        """Train; end the process with the training's exit code, or 0 for a stop: a task that fails takes the others along."""
+        try:
+            code = _run(Folder(self.run_dir))
+        except PipelineError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            code = error.exit_code
+        sys.stdout.flush()
+        if code != Stopped.exit_code:
+            sys.exit(code)
+
+
+def _run(folder: Folder) -> int:
+    submission = folder.read()
+    options = Options.model_validate(submission["options"])
+    first = os.environ.get("SLURM_PROCID", "0") == "0"
+    if first:
+        _count(folder, submission)
+    checks = folder.path / "nodes" / "{job}-{restart}".format(**requeue.attempt())
+    if os.environ.get("SLURM_LOCALID", "0") == "0":
+        preflight.report(load(folder.config), checks)
+    if first:
+        preflight.compare(checks, options.nodes)
+    os.environ[TAGS] = json.dumps(submission["tags"] | _tags(folder))
+    arguments = [str(folder.config)]
+    code = _alone(arguments) if options.task_per == "gpu" else _agent(folder, submission, options, arguments)
+    if first:
+        _conclude(folder, code)
+    return code
+
+
+def _count(folder: Folder, submission: dict[str, Any]) -> None:
+    """Put down a requeue that SLURM made by itself, and see to the cap.
+
+    Raises:
+        UsageError: if the job has been requeued too often.
+    """
+    now = requeue.attempt()
+    done = [one for one in requeue.history(folder) if one["job"] == now["job"]]
+    if now["restart"] > len(done):
+        requeue.append(folder, "by SLURM: preempted, a lost node, or scontrol requeue")
+    if now["restart"] > submission["max_requeues"]:
+        raise UsageError(
+            f"job {now['job']}: requeued {now['restart']} times (launch.max_requeues={submission['max_requeues']}); "
+            f"go on with python -m launch resubmit {folder.run_dir}"
+        )
+
+
+def _tags(folder: Folder) -> dict[str, str]:
+    now = requeue.attempt()
+    found = {
+        "slurm.job": now["job"],
+        "slurm.restarts": str(now["restart"]),
+        "slurm.nodes": os.environ.get("SLURM_JOB_NODELIST", ""),
+    }
+    history = requeue.history(folder)
+    if history:
+        found["slurm.requeues"] = "; ".join(one["reason"] for one in history[-20:])
+    return found
+
+
+def endpoint() -> str:
+    """Return where the nodes of this job meet: the batch host, at a port of the job's own."""
+    host = os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")
+    return f"{host}:{_FIRST_PORT + int(os.environ['SLURM_JOB_ID']) % _PORTS}"
+
+
+def _agent(folder: Folder, submission: dict[str, Any], options: Options, arguments: list[str]) -> int:
+    from launch import agent
+
+    now = requeue.attempt()
+    run_id = f"{now['job']}-{now['restart']}"
+    group = agent.Group(
+        nproc=options.processes,
+        min_nodes=options.nodes,
+        max_nodes=options.nodes,
+        endpoint=endpoint(),
+        is_host=os.environ["SLURM_NODEID"] == "0",
+        run_id=run_id,
+        max_restarts=submission["max_restarts"],
+        logs=folder.ranks / run_id / f"node{os.environ['SLURM_NODEID']}",
+    )
+    return agent.run(group, arguments)
+
+
+def _alone(arguments: list[str]) -> int:
+    """Train in this process, one of a task for each GPU."""
+    from launch import worker
+    from pipeline.train.preemption import SIGNALS
+
+    for number in SIGNALS:  # submitit's handlers would swallow a signal that comes before the training has its own
+        signal.signal(number, signal.SIG_DFL)
+    return worker.train(arguments)
+
+
+def _conclude(folder: Folder, code: int) -> None:
+    """Leave word for the batch script; a job that was cancelled, or stopped by hand, does not come back."""
+    status, reason = last_words(folder.run_dir)
+    if code == Stopped.exit_code and scontrol.job(requeue.attempt()["job"]).state == "CANCELLED":
+        mark_killed(folder.run_dir)
+    for_good = status == "KILLED" or (folder.run_dir / "STOP").exists()
+    requeue.note(folder, 128 + signal.SIGINT if code == Stopped.exit_code and for_good else code, reason)
+
+
+def last_words(run_dir: Path) -> tuple[str, str]:
+    """Return status and reason that a run's journal ends with."""
+    try:
+        found = [record for record, _ in read(run_dir / JOURNAL) if record["kind"] == "status"]
+    except OSError:
+        found = []
+    return (found[-1]["status"], str(found[-1].get("reason") or "")) if found else ("", "")
+
+
+def mark_killed(run_dir: Path) -> None:
+    """Write into the journal that the run was cancelled, and bring that into MLflow if it is tracked.
+
+    Raises:
+        PipelineError: if the journal can't be written or the tracker refuses; `sync` brings it there later.
+    """
+    if last_words(run_dir)[0] in ("", "KILLED", "FINISHED"):
+        return
+    with RunLock(run_dir), Journal(run_dir) as journal:
+        journal.event("status", status="KILLED", reason="cancelled with scancel")
+    if (run_dir / "mlflow.json").is_file():
+        from pipeline.track.shipper import sync
+
+        sync(run_dir)

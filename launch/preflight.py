@@ -1,0 +1,243 @@
+"""Checks before a training: can this node, and each node of a job, do what the configuration asks for?
+
+Quick and harmless: it reads, and writes small files beside the run. Not here: mending what it finds.
+"""
+
+import json
+import os
+import shutil
+import socket
+import time
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from launch import scontrol
+from launch.snapshot import Folder, write_json
+from pipeline.config import Config
+from pipeline.errors import PipelineError, UsageError
+from pipeline.redact import redact
+from pipeline.track.identity import versions
+from pipeline.track.uri import sqlite_path, tracking_uri
+from pipeline.units import seconds, size
+
+State = Literal["ok", "warning", "failed"]
+_LOCAL = ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "overlay", "tmpfs", "ramfs")
+_ENOUGH_BYTES = 5 * 2**30
+_CLOCKS_S = 5.0
+_GATHER_S = 120.0
+_FAILED = "failed_nodes.json"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found; what is not ok says what to do."""
+
+    check: str
+    state: State
+    said: str
+
+
+def run(cfg: Config, partition: str | None, nodes: int) -> list[Finding]:
+    """Check this machine, and the cluster's settings if there is SLURM."""
+    place = cfg.run.dir or cfg.run.root
+    checks: list[Callable[[], Finding]] = [
+        lambda: data(cfg),
+        lambda: writable(place),
+        lambda: shared(place, nodes),
+        lambda: disk(place),
+        gpus,
+        lambda: tracker(cfg),
+    ]
+    found = [_guarded(check) for check in checks]
+    return found + cluster(partition)
+
+
+def cluster(partition: str | None) -> list[Finding]:
+    """Check the cluster's settings, where there is a cluster."""
+    if shutil.which("scontrol") is None:
+        return [Finding("SLURM", "ok", "none here")]
+    try:
+        return requeueing(scontrol.config(), scontrol.partitions(), partition)
+    except UsageError as error:
+        return [Finding("SLURM", "warning", str(error))]
+
+
+def _guarded(check: Callable[[], Finding]) -> Finding:
+    try:
+        return check()
+    except (PipelineError, OSError, RuntimeError) as error:
+        return Finding(getattr(check, "__name__", "check").strip("<>"), "failed", str(error).splitlines()[0])
+
+
+def data(cfg: Config) -> Finding:
+    """Check that this node sees the images."""
+    if cfg.data.executor == "synthetic":
+        return Finding("data", "ok", "synthetic")
+    missing = [split for split in ("train", "val") if not (cfg.data.root and (cfg.data.root / split).is_dir())]
+    if missing:
+        return Finding(
+            "data", "failed", f"{cfg.data.root}: no {' and no '.join(missing)} folder here; mount it, or set data.root"
+        )
+    return Finding("data", "ok", str(cfg.data.root))
+
+
+def writable(place: Path) -> Finding:
+    """Check that runs can be written."""
+    above = _existing(place)
+    if os.access(above, os.W_OK):
+        return Finding("run directory", "ok", str(place))
+    return Finding("run directory", "failed", f"{above}: not writable; choose another run.dir or run.root")
+
+
+def _existing(place: Path) -> Path:
+    return next(path for path in (place.absolute(), *place.absolute().parents) if path.exists())
+
+
+def file_system(place: Path, mounts: str) -> str:
+    """Return the type of the file system that a path is on, from the text of /proc/mounts."""
+    rows = [line.split() for line in mounts.splitlines() if len(line.split()) > 2]
+    path = _existing(place).resolve()
+    on = [(len(row[1]), row[2]) for row in rows if path.is_relative_to(row[1])]
+    return max(on, default=(0, "unknown"))[1]
+
+
+def shared(place: Path, nodes: int) -> Finding:
+    """Check that runs lie where other nodes can see them."""
+    kind = file_system(place, Path("/proc/mounts").read_text(encoding="utf-8"))
+    if kind not in _LOCAL or nodes == 1:
+        return Finding("file system", "ok", kind)
+    said = f"{place} is on {kind}, which other nodes do not see; choose a run.root on NFS, Lustre or the like"
+    return Finding("file system", "failed", said)
+
+
+def disk(place: Path) -> Finding:
+    """Check that there is room for checkpoints."""
+    free = shutil.disk_usage(_existing(place)).free
+    if free >= _ENOUGH_BYTES:
+        return Finding("disk", "ok", f"{size(free)} free")
+    return Finding("disk", "warning", f"{place}: only {size(free)} free; a run keeps three checkpoints and more")
+
+
+def gpus() -> Finding:
+    """Check that each GPU computes."""
+    import torch
+
+    for index in range(torch.cuda.device_count()):
+        ones = torch.ones(1024, 1024, device=torch.device("cuda", index))
+        if float((ones @ ones).sum()) != 1024.0**3:
+            return Finding("GPUs", "failed", f"GPU {index} of {socket.gethostname()} computes wrongly; keep off that node")
+    return Finding("GPUs", "ok", f"{torch.cuda.device_count()}")
+
+
+def tracker(cfg: Config) -> Finding:
+    """Check that the tracking server answers, or that its database can be written."""
+    if not cfg.track.enabled:
+        return Finding("tracker", "ok", "off")
+    uri = tracking_uri(cfg.track, cfg.run.root)
+    database = sqlite_path(uri)
+    if database is not None:
+        good = os.access(_existing(database.parent), os.W_OK)
+        return Finding("tracker", "ok" if good else "failed", f"{redact(uri)}{'' if good else ': not writable'}")
+    if not uri.startswith("http"):
+        return Finding("tracker", "ok", f"{redact(uri)} (not asked)")
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5):
+            return Finding("tracker", "ok", redact(uri))
+    except OSError as error:
+        said = f"{redact(uri)}: {error}; training goes on without it, and `pipeline sync` brings the runs there later"
+        return Finding("tracker", "warning", said)
+
+
+def requeueing(config: Mapping[str, str], there: Mapping[str, Mapping[str, str]], partition: str | None) -> list[Finding]:
+    """Check the cluster's settings that bring jobs back. Source: slurm.conf(5)."""
+    found = []
+    if config.get("JobRequeue") != "1":
+        found.append(
+            Finding(
+                "JobRequeue", "warning", "0: SLURM itself does not requeue after a lost node; submit with --requeue (we do)"
+            )
+        )
+    else:
+        found.append(Finding("JobRequeue", "ok", "1"))
+    mode = config.get("PreemptMode", "OFF")
+    preempts = config.get("PreemptType", "").removeprefix("preempt/") not in ("", "none", "(null)")
+    if preempts and "REQUEUE" not in mode:
+        found.append(Finding("PreemptMode", "warning", f"{mode}: a preempted job does not come back; ask for REQUEUE"))
+    if preempts and "preempt_send_user_signal" not in config.get("SlurmctldParameters", ""):
+        said = "not set: a preemption comes as SIGTERM, with GraceTime to save"
+        found.append(Finding("preempt_send_user_signal", "warning", said))
+    for name, row in there.items():
+        if partition in (None, name) and preempts and row.get("GraceTime") == "0":
+            said = f"partition {name}: 0 s; a preempted job has KillWait ({config.get('KillWait', '?')}) to save"
+            found.append(Finding("GraceTime", "warning", said))
+    return found
+
+
+def render(found: Sequence[Finding]) -> str:
+    """Return findings for people."""
+    width = max(len(one.check) for one in found)
+    return "\n".join(f"{one.state:<8} {one.check:<{width}}  {one.said}" for one in found)
+
+
+def as_json(found: Sequence[Finding]) -> list[dict[str, str]]:
+    """Return findings as plain values."""
+    return [asdict(one) for one in found]
+
+
+def report(cfg: Config, folder: Path) -> None:
+    """Write what this node of a job is like, for `compare` on the first one.
+
+    Raises:
+        UsageError: if this node does not see the run directory.
+    """
+    node = os.environ.get("SLURMD_NODENAME", socket.gethostname())
+    failed = [one.said for one in map(_guarded, (lambda: data(cfg), gpus)) if one.state == "failed"]
+    write_json(folder / f"{node}.json", {"node": node, "time": time.time(), "versions": versions(), "failed": failed})
+
+
+def compare(folder: Path, expected: int, patience_s: float = _GATHER_S) -> None:
+    """Wait for every node's report and compare them.
+
+    Raises:
+        UsageError: naming the nodes that are missing, see no data, or have other versions or another time.
+    """
+    started, deadline = time.time(), time.monotonic() + patience_s
+    while len(list(folder.glob("*.json"))) < expected and time.monotonic() < deadline:
+        time.sleep(0.1)
+    reports = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    bad = problems(reports, max(time.time(), started))
+    if len(reports) < expected:
+        there = ", ".join(one["node"] for one in reports)
+        raise UsageError(f"{expected - len(reports)} of {expected} nodes do not see {folder} (only {there}); is it shared?")
+    if bad:
+        write_json(folder.parents[1] / _FAILED, sorted(bad))
+        named = "; ".join(f"node {node}: {said}" for node, said in bad.items())
+        raise UsageError(f"{named}; keep off with python -m launch resubmit --exclude-failed RUN_DIR")
+
+
+def problems(reports: Sequence[Mapping[str, Any]], now: float) -> dict[str, str]:
+    """Return what is wrong with which node; the versions that most nodes have are right."""
+    bad = {}
+    kinds = [json.dumps(one["versions"], sort_keys=True) for one in reports]
+    usual = max(kinds, key=kinds.count, default="")
+    for one, kind in zip(reports, kinds, strict=True):
+        if one["failed"]:
+            bad[one["node"]] = "; ".join(one["failed"])
+        elif kind != usual:
+            theirs, ours = json.loads(kind), json.loads(usual)
+            other = [f"{name} {theirs.get(name)}, not {ours[name]}" for name in ours if theirs.get(name) != ours[name]]
+            bad[one["node"]] = f"has {', '.join(other)}"
+        elif one["time"] > now + _CLOCKS_S:
+            bad[one["node"]] = f"its clock is {seconds(one['time'] - now)} ahead"
+    return bad
+
+
+def failed_nodes(folder: Folder) -> list[str]:
+    """Return the nodes that the last job of a run found unfit."""
+    try:
+        return list(json.loads((folder.path / _FAILED).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return []

@@ -1,0 +1,108 @@
+"""Questions and requests to SLURM, through its own commands; it needs no accounting (`sacct`).
+
+Not here: submitting (`launch.slurm`), and what the answers mean for a run. It imports no torch, so that it is quick.
+"""
+
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+from pipeline.errors import UsageError
+
+_TIMEOUT_S = 60
+ALIVE = ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What SLURM says of a job: GONE is one that it has forgotten."""
+
+    job_id: str
+    state: str = "GONE"
+    reason: str = ""
+    nodes: str = ""
+    restarts: int = 0
+
+    @property
+    def alive(self) -> bool:
+        """Whether it waits, runs or is about to do so again."""
+        return self.state in ALIVE
+
+
+def need_slurm() -> None:
+    """Check that SLURM's commands are here.
+
+    Raises:
+        UsageError: if they are not.
+    """
+    missing = [name for name in ("sbatch", "srun", "scontrol", "scancel") if shutil.which(name) is None]
+    if missing:
+        raise UsageError(
+            f"no SLURM on this machine ({', '.join(missing)} not found); submit from a login node, "
+            "or train here with python -m launch local"
+        )
+
+
+def call(*command: str) -> str:
+    """Return what a SLURM command prints.
+
+    Raises:
+        UsageError: with its own words, if it fails.
+    """
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UsageError(f"{command[0]}: {error}; is the controller (slurmctld) up?") from error
+    if done.returncode != 0:
+        said = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
+        raise UsageError(f"{' '.join(command[:3])}: {said[-1].strip()}")
+    return done.stdout
+
+
+def fields(text: str) -> dict[str, str]:
+    """Return the `Key=value` pairs of what scontrol prints on one line."""
+    return dict(re.findall(r"(\S+?)=(\S*)", text))
+
+
+def job(job_id: str) -> Job:
+    """Return the state of a job; SLURM forgets one some minutes after its end (`MinJobAge`)."""
+    try:
+        text = call("scontrol", "show", "job", "--oneliner", job_id)
+    except UsageError as error:
+        if "Invalid job id" in str(error):
+            return Job(job_id)
+        raise
+    # Of an array the first line is the array itself or its newest member.
+    found = fields(text.splitlines()[0])
+    return Job(
+        job_id,
+        state=found.get("JobState", "GONE").split("+")[0],
+        reason=found.get("Reason", "").replace("None", ""),
+        nodes=found.get("NodeList", "").replace("(null)", ""),
+        restarts=int(found.get("Restarts", "0")),
+    )
+
+
+def partitions() -> dict[str, dict[str, str]]:
+    """Return what scontrol says of each partition."""
+    rows = (fields(line) for line in call("scontrol", "show", "partition", "--oneliner").splitlines())
+    return {row["PartitionName"]: row for row in rows if "PartitionName" in row}
+
+
+def gpus(gres: str) -> int:
+    """Return the number of GPUs in a node's `Gres=`: `gpu:4`, `gpu:a100:8(S:0-1)`, `(null)`."""
+    return sum(int(n) for n in re.findall(r"gpu(?::[^:,(]+)*?:(\d+)", gres))
+
+
+def nodes(partition: str) -> dict[str, dict[str, str]]:
+    """Return what scontrol says of each node of a partition."""
+    rows = (fields(line) for line in call("scontrol", "show", "node", "--oneliner").splitlines())
+    return {row["NodeName"]: row for row in rows if partition in row.get("Partitions", "").split(",")}
+
+
+def config() -> dict[str, str]:
+    """Return the settings of the cluster, such as `JobRequeue`."""
+    return {
+        k.strip(): v.strip() for k, _, v in (line.partition("=") for line in call("scontrol", "show", "config").splitlines())
+    }

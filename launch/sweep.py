@@ -1,0 +1,245 @@
+"""Sweeps: one training for each combination of values, here or as a SLURM array, grouped under a parent run in MLflow.
+
+Not here: single trainings (`launch.local`, `launch.slurm`).
+"""
+
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from launch import agent, requeue, slurm, snapshot
+from launch.job import Task
+from launch.snapshot import Folder
+from pipeline.config import Config, as_tree, digest, flat, load
+from pipeline.errors import ConfigError, UsageError
+from pipeline.track.identity import TAGS, new_uid
+from pipeline.track.journal import JOURNAL, Journal
+from pipeline.track.runs import read_run
+from pipeline.track.uri import tracking_uri
+from pipeline.train import rundir
+
+How = Literal["grid", "zip"]
+_RANGE = re.compile(r"^(-?\d+)\.\.(-?\d+)$")
+_MOST = 1000
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep: the configuration, what varies in each member, and the folder that the members' directories are in."""
+
+    name: str
+    config: Path
+    fixed: tuple[str, ...]
+    members: tuple[tuple[str, ...], ...]
+    folder: Path
+
+    def cfg(self, index: int) -> Config:
+        """Return a member's configuration.
+
+        Raises:
+            ConfigError: if it can't be used.
+        """
+        name = f"{self.name}-{index}"
+        return load(self.config, (*self.fixed, *self.members[index], f"run.name={name}", f"run.dir={self.run_dir(index)}"))
+
+    def run_dir(self, index: int) -> Path:
+        """Return a member's run directory."""
+        return self.folder / f"{index:03d}"
+
+
+def values(text: str) -> list[str]:
+    """Return the values that `0.1,0.5`, `0..4` or a single value stands for; a list in brackets is one value."""
+    if found := _RANGE.match(text):
+        return [str(n) for n in range(int(found[1]), int(found[2]) + 1)]
+    return re.split(r",(?![^\[{]*[\]}])", text)
+
+
+def members(arguments: Sequence[str], how: How) -> tuple[tuple[str, ...], ...]:
+    """Return the overrides of each member: every combination, or the first values, then the second ones, ... (`zip`).
+
+    Raises:
+        UsageError: for no override, too many members, or lists of different lengths to zip.
+    """
+    pairs = [argument.partition("=")[::2] for argument in arguments]
+    if bad := [key for key, value in pairs if not key or not value]:
+        raise UsageError(f"{bad[0]!r} is not an override; write key=value,value such as optim.lr=0.1,0.5 or seed=0..4")
+    lists = [[f"{key}={value}" for value in values(text)] for key, text in pairs]
+    long = [one for one in lists if len(one) > 1]
+    if how == "zip":
+        if len({len(one) for one in long}) > 1:
+            raise UsageError(f"--zip: the lists have {', '.join(str(len(one)) for one in long)} values; give as many of each")
+        n = len(long[0]) if long else 1
+        lists = [one if len(one) > 1 else one * n for one in lists]
+    found = tuple(zip(*lists, strict=True) if how == "zip" else itertools.product(*lists))
+    if not 0 < len(found) <= _MOST:
+        raise UsageError(f"{len(found)} members; a sweep has 1 to {_MOST}")
+    return found
+
+
+def listed(path: Path) -> tuple[tuple[str, ...], ...]:
+    """Return the members that a YAML file lists: each a mapping of dotted keys, or a list of `key=value`.
+
+    Raises:
+        ConfigError: if the file is no such list.
+    """
+    try:
+        rows = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return tuple(
+            tuple(row) if isinstance(row, list) else tuple(f"{key}={_plain(value)}" for key, value in row.items())
+            for row in rows
+        )
+    except (OSError, yaml.YAMLError, TypeError, AttributeError) as error:
+        what = str(error).splitlines()[0]
+        raise ConfigError(
+            f"{path}: not a list of members ({what}); write lines such as - {{optim.lr: 0.1, seed: 3}}"
+        ) from error
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def make(config: Path, arguments: Sequence[str], name: str | None, how: How, rows: Path | None) -> Sweep:
+    """Return the sweep that a command line describes; with a list file, the arguments are the same for all members.
+
+    Raises:
+        PipelineError: if it can't be read.
+    """
+    fixed = tuple(arguments) if rows else ()
+    found = listed(rows) if rows else members(arguments, how)
+    chosen = name or f"{config.stem}-sweep"
+    root = load(config, (*fixed, *found[0])).run.root
+    return Sweep(chosen, config, fixed, found, (root / chosen).absolute())
+
+
+def plan(sweep: Sweep) -> list[dict[str, Any]]:
+    """Return a row for each member: what varies, its directory, and its status if it has run.
+
+    Raises:
+        ConfigError: if a member's configuration can't be used.
+    """
+    rows = []
+    for index, overrides in enumerate(sweep.members):
+        sweep.cfg(index)
+        journal = sweep.run_dir(index) / JOURNAL
+        status = read_run(sweep.run_dir(index)).status if journal.is_file() else "-"
+        rows.append({"member": index, "overrides": list(overrides), "run_dir": str(sweep.run_dir(index)), "status": status})
+    return rows
+
+
+def render(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the table of a sweep for people."""
+    table = [("member", "status", "overrides", "directory")]
+    for row in rows:
+        place = slurm.shown(Path(row["run_dir"]))
+        table.append((str(row["member"]), row["status"], " ".join(row["overrides"]), str(place)))
+    widths = [max(len(line[i]) for line in table) for i in range(4)]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in table)
+
+
+def remember(sweep: Sweep) -> None:
+    """Write down what the sweep's members are, or check that they are those of the last time.
+
+    Raises:
+        UsageError: if the folder holds another sweep.
+    """
+    path, now = sweep.folder / "sweep.json", [list(one) for one in sweep.members]
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))["members"]
+        if before != now:
+            raise UsageError(f"{sweep.folder}: holds another sweep, of {len(before)} members; choose another --name")
+        return
+    snapshot.write_json(path, {"name": sweep.name, "config": str(sweep.config), "fixed": sweep.fixed, "members": now})
+
+
+def unfinished(sweep: Sweep) -> list[int]:
+    """Return the members that have not finished: all of a new sweep, the failed ones of an old one."""
+    return [row["member"] for row in plan(sweep) if row["status"] != "FINISHED"]
+
+
+def parent(sweep: Sweep) -> dict[str, str]:
+    """Make the parent run in MLflow, once; return the tags that make a run its child.
+
+    Raises:
+        PipelineError: if the tracking store refuses.
+    """
+    from pipeline.track.shipper import sync
+
+    cfg, made = sweep.cfg(0), sweep.folder / "parent"
+    made.mkdir(parents=True, exist_ok=True)
+    tags = {"sweep": sweep.name}
+    if not cfg.track.enabled:
+        return tags
+    if not (made / JOURNAL).is_file():
+        varying = {f"sweep.{n}": " ".join(one) for n, one in enumerate(sweep.members[:100])}
+        with Journal(made) as journal:
+            config = flat(as_tree(cfg)) | varying
+            about = tags | {"config.digest": digest(cfg), "sweep.members": str(len(sweep.members))}
+            journal.event("run", uid=new_uid(), name=sweep.name, config=config, plan={}, tags=about, resumed_from_step=None)
+            journal.event("status", status="FINISHED", reason="")
+    found = sync(made, tracking_uri(cfg.track, cfg.run.root), cfg.track.experiment)
+    return tags | {"mlflow.parentRunId": found.run_id}
+
+
+def run_here(sweep: Sweep, jobs: int, nproc: int | None) -> dict[int, int]:
+    """Run the unfinished members on this machine, `jobs` at a time; return each one's exit code."""
+    env = os.environ | {TAGS: json.dumps(snapshot.tags() | parent(sweep))}
+
+    def one(index: int) -> int:
+        run_dir = sweep.run_dir(index)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        overrides = [*sweep.fixed, *sweep.members[index], f"run.name={sweep.name}-{index}", f"run.dir={run_dir}"]
+        command = [sys.executable, "-m", "launch", "local", str(sweep.config), *overrides]
+        command += ["--nproc-per-node", str(agent.processes(nproc))]
+        log = sweep.folder / f"{index:03d}.log"
+        with log.open("ab") as file:
+            return subprocess.run(command, stdout=file, stderr=file, env=env, check=False).returncode
+
+    with ThreadPoolExecutor(jobs) as pool:
+        wanted = unfinished(sweep)
+        return dict(zip(wanted, pool.map(one, wanted), strict=True))
+
+
+def submit(sweep: Sweep, request: slurm.Request, parallel: int) -> dict[str, Any]:
+    """Submit the unfinished members as one SLURM array, `parallel` at a time; return the array.
+
+    Raises:
+        PipelineError: before anything is submitted, if a member can't work.
+    """
+    wanted = unfinished(sweep)
+    if not wanted:
+        raise UsageError(f"{sweep.folder}: every member has finished; change the sweep, or choose another run.name")
+    slurm.refuse_secrets(request.cfg)
+    slurm.check(request.options)
+    plans = {index: slurm.forecast(replace(request, cfg=sweep.cfg(index))) for index in wanted}
+    folders = {index: Folder(sweep.run_dir(index).absolute()) for index in wanted}
+    for folder in folders.values():
+        slurm.refuse_a_second(folder)
+    tags, array = parent(sweep), Folder(sweep.folder / f"array-{time.strftime('%Y%m%d-%H%M%S')}-{new_uid()[:6]}")
+    array.jobs.mkdir(parents=True)
+    snapshot.copy_code(array)
+    for index, folder in folders.items():
+        member = replace(request, cfg=sweep.cfg(index))
+        rundir.choose(member.cfg)
+        folder.path.mkdir(exist_ok=True)
+        snapshot.take(member.cfg, folder.run_dir, plans[index].as_dict(), request.command)
+        slurm.keep(member, folder, slurm.Submitted("", "", tags))
+    snapshot.write_json(array.run_dir / requeue.MEMBERS, [str(folder.run_dir) for folder in folders.values()])
+    first = replace(request, cfg=sweep.cfg(wanted[0]))
+    executor = slurm.executor(first, array, parallel)
+    jobs = slurm.call(lambda: executor.map_array(Task.__call__, [Task(folder.run_dir) for folder in folders.values()]))
+    for job, index in zip(jobs, wanted, strict=True):
+        sent = slurm.Submitted(str(job.job_id), str(array.jobs / f"{job.job_id}_0_log.out"), tags)
+        slurm.keep(replace(request, cfg=sweep.cfg(index)), folders[index], sent)
+    return {"sweep": sweep.name, "folder": str(sweep.folder), "job": str(jobs[0].job_id).partition("_")[0], "members": wanted}

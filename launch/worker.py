@@ -1,0 +1,59 @@
+"""One training process under the elastic agent: `python -m pipeline train`, with an end that the agent does not mistake.
+
+The agent restarts whatever does not exit with 0. Being done, stopped on request and bad input are ends for good: they
+are noted in a folder that the agent's process reads, and become exit code 0. Not here: training.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.errors import Stopped, UsageError
+
+FOLDER = "LAUNCH_FOLDER"
+_FOR_GOOD = (0, UsageError.exit_code, Stopped.exit_code)
+_STOP, _PID, _EXIT = "stop", "pid.", "exit."
+
+
+def ask_to_stop(folder: Path) -> list[int]:
+    """Leave word for workers still to come, and return the process ids of those that are there."""
+    (folder / _STOP).touch()
+    return [int(path.read_text()) for path in folder.glob(f"{_PID}*")]
+
+
+def outcomes(folder: Path) -> list[int]:
+    """Return the exit codes of the workers that ended for good."""
+    return [int(path.read_text()) for path in folder.glob(f"{_EXIT}*")]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train; return the exit code for the agent."""
+    folder, rank = Path(os.environ[FOLDER]), os.environ["LOCAL_RANK"]
+    _write(folder / f"{_PID}{rank}", os.getpid())
+    # The id first, then the look: a request that comes in between reaches this process as a signal.
+    code = Stopped.exit_code if (folder / _STOP).exists() else train(arguments)
+    if code not in _FOR_GOOD:
+        return code
+    _write(folder / f"{_EXIT}{rank}", code)
+    return 0
+
+
+def train(arguments: Sequence[str]) -> int:
+    """Run `python -m pipeline train ARGUMENTS` in this process and return its exit code."""
+    from pipeline.__main__ import main as pipeline
+
+    try:
+        pipeline(["train", *arguments])
+    except SystemExit as error:
+        return int(error.code or 0)
+
+
+def _write(path: Path, number: int) -> None:
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(str(number))
+    temporary.replace(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,68 @@
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from launch import preflight
+from launch.snapshot import Folder
+from pipeline.config import load
+from pipeline.errors import UsageError
+
+
+def test_a_machine_that_is_fit(digits: Path, tmp_path: Path) -> None:
+    found = preflight.run(load(None, [f"data.root={digits}", f"run.root={tmp_path / 'runs'}"]), None, 1)
+    assert not [one for one in found if one.state == "failed"], preflight.render(found)
+    assert {"data", "run directory", "file system", "disk", "GPUs", "tracker"} <= {one.check for one in found}
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    cfg = load(None, [f"data.root={tmp_path}", "run.root=/proc/runs", "track.uri=http://127.0.0.1:9"])
+    found = {one.check: one for one in preflight.run(cfg, None, 1)}
+    assert "no train and no val folder" in found["data"].said
+    assert found["tracker"].state == "warning" and "goes on without it" in found["tracker"].said
+
+
+def test_the_file_system() -> None:
+    mounts = "x / ext4 rw\nhost:/x /proc nfs4 rw\n"
+    assert preflight.file_system(Path("/proc/a/b"), mounts) == "nfs4"
+    assert preflight.file_system(Path("/usr/runs"), mounts) == "ext4"
+
+
+def test_settings_that_bring_jobs_back() -> None:
+    good = {"JobRequeue": "1", "PreemptType": "preempt/qos", "PreemptMode": "GANG,REQUEUE", "KillWait": "30 sec"}
+    send = {"SlurmctldParameters": "preempt_send_user_signal"}
+    there = {"low": {"GraceTime": "60"}, "rude": {"GraceTime": "0"}}
+    assert [one.check for one in preflight.requeueing(good | send, there, "low")] == ["JobRequeue"]
+    assert [one.check for one in preflight.requeueing(good, there, None)] == [
+        "JobRequeue",
+        "preempt_send_user_signal",
+        "GraceTime",
+    ]
+    bad = {"JobRequeue": "0", "PreemptType": "preempt/qos", "PreemptMode": "CANCEL"}
+    assert [one.check for one in preflight.requeueing(bad | send, {}, None)] == ["JobRequeue", "PreemptMode"]
+
+
+def write(folder: Path, node: str, **changed: object) -> None:
+    one = {"node": node, "time": time.time(), "versions": {"torch": "1"}, "failed": []} | changed
+    (folder / f"{node}.json").write_text(json.dumps(one))
+
+
+def test_unfit_nodes_are_named_and_kept(tmp_path: Path) -> None:
+    nodes = tmp_path / "launch" / "nodes" / "1-0"
+    nodes.mkdir(parents=True)
+    for node in ("a", "b", "c"):
+        write(nodes, node)
+    preflight.compare(nodes, 3)
+    write(nodes, "d", versions={"torch": "2"})
+    write(nodes, "e", failed=["no data"])
+    write(nodes, "f", time=time.time() + 100)
+    with pytest.raises(UsageError, match=r"node d: has torch 2, not 1; node e: no data; node f: its clock is .* ahead"):
+        preflight.compare(nodes, 6)
+    assert preflight.failed_nodes(Folder(tmp_path)) == ["d", "e", "f"]
+
+
+def test_a_node_that_does_not_see_the_run_directory(tmp_path: Path) -> None:
+    write(tmp_path, "a")
+    with pytest.raises(UsageError, match=r"1 of 2 nodes do not see .* \(only a\)"):
+        preflight.compare(tmp_path, 2, patience_s=0.2)

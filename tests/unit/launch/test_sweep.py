@@ -1,0 +1,70 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from launch import sweep
+from pipeline.errors import ConfigError, UsageError
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0.1,0.5", ["0.1", "0.5"]),
+        ("0..3", ["0", "1", "2", "3"]),
+        ("7", ["7"]),
+        ("[1, 1],[2, 2]", ["[1, 1]", "[2, 2]"]),
+    ],
+)
+def test_values(text: str, expected: list[str]) -> None:
+    assert sweep.values(text) == expected
+
+
+def test_every_combination_or_pairs() -> None:
+    asked = ["optim.lr=0.1,0.5", "seed=0..1", "model.name=resnet18"]
+    assert sweep.members(asked, "grid") == tuple(
+        (f"optim.lr={lr}", f"seed={seed}", "model.name=resnet18") for lr in ("0.1", "0.5") for seed in (0, 1)
+    )
+    assert sweep.members(asked, "zip") == tuple(
+        (f"optim.lr={lr}", f"seed={seed}", "model.name=resnet18") for lr, seed in (("0.1", 0), ("0.5", 1))
+    )
+    with pytest.raises(UsageError, match="2, 3 values"):
+        sweep.members(["optim.lr=1,2", "seed=0..2"], "zip")
+    with pytest.raises(UsageError, match="not an override"):
+        sweep.members(["seed"], "grid")
+    with pytest.raises(UsageError, match="2000 members"):
+        sweep.members(["seed=0..1999"], "grid")
+
+
+def test_a_list_file(tmp_path: Path) -> None:
+    path = tmp_path / "list.yaml"
+    path.write_text("- {optim.lr: 0.1, seed: 3, 'model.n_blocks': [1, 1]}\n- [optim.lr=0.2]\n")
+    assert sweep.listed(path) == (("optim.lr=0.1", "seed=3", "model.n_blocks=[1, 1]"), ("optim.lr=0.2",))
+    path.write_text("3\n")
+    with pytest.raises(ConfigError, match="not a list of members"):
+        sweep.listed(path)
+
+
+def test_a_folder_holds_one_sweep(tmp_path: Path) -> None:
+    config = Path("configs/demo.yaml")
+    one = sweep.make(config, [f"run.root={tmp_path}", "seed=0..1"], None, "grid", None)
+    assert one.folder == tmp_path / "demo-sweep" and one.cfg(1).seed == 1 and one.cfg(1).run.dir == one.run_dir(1)
+    sweep.remember(one)
+    sweep.remember(one)
+    with pytest.raises(UsageError, match="another sweep"):
+        sweep.remember(sweep.make(config, [f"run.root={tmp_path}", "seed=0..2"], None, "grid", None))
+    with pytest.raises(ConfigError, match=r"did you mean optim.lr\?"):
+        sweep.make(config, ["optim.lrr=1,2"], None, "grid", None)
+
+
+def test_members_are_children_of_one_run_and_failed_ones_run_again(digits: Path, tmp_path: Path) -> None:
+    config = Path("configs/demo.yaml")
+    few = ["train.epochs=2st", "schedule.warmup=0st", f"run.root={tmp_path}", f"data.root={digits}"]
+    found = sweep.make(config, [*few, "seed=0..1"], "two", "grid", None)
+    (found.run_dir(1) / "in the way").mkdir(parents=True)
+    assert sweep.run_here(found, 2, 1) == {0: 0, 1: 2}
+    assert [row["status"] for row in sweep.plan(found)] == ["FINISHED", "-"]
+    (found.run_dir(1) / "in the way").rmdir()
+    assert sweep.run_here(found, 2, 1) == {1: 0}
+    tags = [json.loads((found.run_dir(n) / "journal.jsonl").read_text().splitlines()[0])["tags"] for n in (0, 1)]
+    assert len({one["mlflow.parentRunId"] for one in tags}) == 1 and {one["sweep"] for one in tags} == {"two"}
