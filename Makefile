@@ -17,7 +17,7 @@ test: $(VENV)/.installed-dev
 
 # Starts a SLURM of its own; says what is missing and installs nothing.
 test-slurm: $(VENV)/.installed-dev
-	$(PY) -m pytest tests/slurm --override-ini norecursedirs= -v $(ARGS)
+	$(PY) -m pytest tests/slurm -m slurm -v $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check

@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,10 +50,10 @@ def processes(wanted: int | None) -> int:
     return wanted or max(1, torch.cuda.device_count())
 
 
-def run(group: Group, arguments: Sequence[str], on_signal: Callable[[int], None] = lambda number: None) -> int:
+def run(group: Group, arguments: Sequence[str]) -> int:
     """Run `python -m pipeline train ARGUMENTS` in this node's processes until they end for good.
 
-    Signals go on to every process; `on_signal` is told of each. Returns 0 (done), 75 (stopped on request), 2 (bad
+    Signals go on to every process. Returns 0 (done), 75 (stopped on request), 2 (bad
     input), or the code of the first process that failed once too often; one that a signal killed counts as 128 + signal.
 
     Raises:
@@ -61,7 +61,7 @@ def run(group: Group, arguments: Sequence[str], on_signal: Callable[[int], None]
         WorldError: if the nodes don't come together.
     """
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the workers say what went wrong
-    with tempfile.TemporaryDirectory(prefix="launch-") as folder, _signals(Path(folder), on_signal) as stopping:
+    with tempfile.TemporaryDirectory(prefix="launch-") as folder, _signals(Path(folder)) as stopping:
         try:
             with _environment(group, Path(folder)) as address:
                 elastic_launch(_config(group, address), sys.executable)("-u", "-P", "-m", "launch.worker", *arguments)
@@ -112,6 +112,8 @@ def _environment(group: Group, folder: Path) -> Iterator[str | None]:
         address = network.own_address(group.endpoint)
         # Without it gloo asks for the host's name, which on many hosts means the loopback interface.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", network.interface_of(address))
+    # Else the workers of a restart share a store with those before them, and find the addresses of the dead in it.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // group.nproc)))
     os.environ[worker.FOLDER] = str(folder)
     # The workers import what this process does, wherever they are started; `-P` keeps the working directory out.
@@ -126,7 +128,7 @@ def _environment(group: Group, folder: Path) -> Iterator[str | None]:
 
 
 @contextmanager
-def _signals(folder: Path, on_signal: Callable[[int], None]) -> Iterator[list[int]]:
+def _signals(folder: Path) -> Iterator[list[int]]:
     """Pass signals on to the workers for the time of the `with` block; yield the list of those that came."""
     came: list[int] = []
 
@@ -136,7 +138,6 @@ def _signals(folder: Path, on_signal: Callable[[int], None]) -> Iterator[list[in
         for pid in workers:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
-        on_signal(number)
         if not workers:  # still waiting for the other nodes: there is nothing to save
             raise SignalException("stopped before the workers were started", signal.Signals(number))
 

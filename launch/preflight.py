@@ -18,7 +18,8 @@ from launch import scontrol
 from launch.snapshot import Folder, write_json
 from pipeline.config import Config
 from pipeline.errors import PipelineError, UsageError
-from pipeline.track.identity import redact, versions
+from pipeline.redact import redact
+from pipeline.track.identity import versions
 from pipeline.track.uri import sqlite_path, tracking_uri
 from pipeline.units import seconds, size
 

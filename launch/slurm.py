@@ -19,6 +19,7 @@ from launch.snapshot import Folder
 from pipeline import units
 from pipeline.config import Config, Plan, to_yaml
 from pipeline.errors import UsageError
+from pipeline.redact import redact
 from pipeline.track.lock import FileLock, in_use
 from pipeline.train import rundir
 from pipeline.train.run import plan as plan_of
@@ -69,6 +70,7 @@ def submit(request: Request) -> dict[str, Any]:
     Raises:
         PipelineError: before anything is submitted, if the training or the request can't work.
     """
+    refuse_secrets(request.cfg)
     plan = forecast(request)
     check(request.options)
     run_dir = rundir.choose(request.cfg).absolute()
@@ -83,6 +85,19 @@ def submit(request: Request) -> dict[str, Any]:
         return send(request, folder)
     finally:
         lock.release()
+
+
+def refuse_secrets(cfg: Config) -> None:
+    """Keep credentials out of the snapshot, without which the job would fail to log in.
+
+    Raises:
+        UsageError: if the tracking address holds any.
+    """
+    if cfg.track.uri and redact(cfg.track.uri) != cfg.track.uri:
+        raise UsageError(
+            f"track.uri: {redact(cfg.track.uri)} holds credentials, which no file keeps; "
+            "export MLFLOW_TRACKING_URI with them instead, which the job inherits"
+        )
 
 
 def placed(cfg: Config, run_dir: Path) -> Config:

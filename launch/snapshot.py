@@ -19,7 +19,8 @@ from typing import Any
 from pipeline.config import Config, to_yaml
 from pipeline.errors import UsageError
 from pipeline.files import write_atomically
-from pipeline.track.identity import git_state, redact
+from pipeline.redact import redact
+from pipeline.track.identity import git_state
 
 CODE_ROOT = Path(__file__).resolve().parents[1]
 _PACKAGES = ("pipeline", "launch")

@@ -220,6 +220,7 @@ def submit(sweep: Sweep, request: slurm.Request, parallel: int) -> dict[str, Any
     wanted = unfinished(sweep)
     if not wanted:
         raise UsageError(f"{sweep.folder}: every member has finished; change the sweep, or choose another run.name")
+    slurm.refuse_secrets(request.cfg)
     slurm.check(request.options)
     plans = {index: slurm.forecast(replace(request, cfg=sweep.cfg(index))) for index in wanted}
     folders = {index: Folder(sweep.run_dir(index).absolute()) for index in wanted}
@@ -235,7 +236,8 @@ def submit(sweep: Sweep, request: slurm.Request, parallel: int) -> dict[str, Any
         snapshot.take(member.cfg, folder.run_dir, plans[index].as_dict(), request.command)
         slurm.keep(member, folder, slurm.Submitted("", "", tags))
     snapshot.write_json(array.run_dir / requeue.MEMBERS, [str(folder.run_dir) for folder in folders.values()])
-    first = replace(request, cfg=sweep.cfg(wanted[0]))
+    cfg = sweep.cfg(wanted[0])
+    first = replace(request, cfg=cfg.model_copy(update={"run": cfg.run.model_copy(update={"name": sweep.name})}))
     executor = slurm.executor(first, array, parallel)
     jobs = slurm.call(lambda: executor.map_array(Task.__call__, [Task(folder.run_dir) for folder in folders.values()]))
     for job, index in zip(jobs, wanted, strict=True):

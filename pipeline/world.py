@@ -252,7 +252,8 @@ def join(world: World, *, backend: str = "auto", timeout_s: float = 300) -> Iter
     """Form the process group for the time of the `with` block and yield the joined world.
 
     Raises:
-        WorldError: if the group can't be formed (port in use, a peer that does not come).
+        WorldError: if the group can't be formed because of what was asked for, such as a port in use.
+        PeerLost: if a peer does not come, or goes.
     """
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)
@@ -292,7 +293,7 @@ def _init(world: World, backend: str, timeout_s: float) -> World:
             raise WorldError(
                 f"{address}: the port is in use; choose another with --master-port, or torchrun --standalone"
             ) from error
-        raise WorldError(
+        raise PeerLost(
             f"{address}: rank {world.rank} of {world.size} could not join within {timeout_s:g} s "
             f"(host {socket.gethostname()}): {text.splitlines()[0]}"
         ) from error

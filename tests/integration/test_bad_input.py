@@ -145,7 +145,7 @@ def test_a_peer_that_does_not_come_is_not_waited_for_longer_than_allowed(trainer
     place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     command = trainer.command(*FEW, "dist.timeout_s=2")
     done = subprocess.run(command, env=os.environ | place, capture_output=True, text=True, check=False, timeout=60)
-    one_line(done.returncode, done.stderr, f"127.0.0.1:{port}", "rank 0 of 2")
+    one_line(done.returncode, done.stderr, f"127.0.0.1:{port}", "rank 0 of 2", expect=1)
 
 
 @pytest.mark.parametrize("where", ["/proc/run", "{file}/run"])

@@ -286,7 +286,7 @@ class Training:
         """The steps at which starts went on."""
         return [line["resumed_from_step"] for line in journal(self.run_dir) if line["kind"] == "run"][1:]
 
-    def finished(self, patience_s: float = PATIENT_S) -> None:
+    def finished(self, patience_s: float = 240) -> None:
         """Wait for the end of the training and of its job."""
         self.until(lambda: ("FINISHED", "") in self.statuses(), f"{self.name} to finish", patience_s)
         self.until(lambda: self.cluster.job(self.job_id)["JobState"] == "COMPLETED", f"job {self.job_id} to be completed")

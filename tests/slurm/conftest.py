@@ -25,6 +25,7 @@ def _load(name: str) -> ModuleType:
 cluster_module = _load("cluster")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip, or fail where CI promises that everything is installed."""
     reason = cluster_module.missing()
