@@ -89,7 +89,6 @@ def cut_short(root: Path) -> Path:
     return root
 
 
-@pytest.mark.parametrize("executor", ["dali", "reference"])
 @pytest.mark.parametrize(
     ("damage", "parts"),
     [
@@ -101,10 +100,10 @@ def cut_short(root: Path) -> Path:
     ],
 )
 def test_data_that_cannot_be_used(
-    run: Run, trainer: Any, own_digits: Path, executor: str, damage: Callable[[Path], Path], parts: list[str]
+    run: Run, trainer: Any, own_digits: Path, damage: Callable[[Path], Path], parts: list[str]
 ) -> None:
     root = damage(own_digits)
-    code, _, err = run(*train_arguments(trainer, f"data.root={root}", f"data.executor={executor}"))
+    code, _, err = run(*train_arguments(trainer, f"data.root={root}"))
     one_line(code, err, *parts)
     assert not (trainer.tmp / "runs").exists()
 

@@ -40,7 +40,7 @@ def calm_weights(trainer: Any, calm: dict[int, Path], world: int) -> dict[str, A
     return weights(calm[world])
 
 
-@pytest.mark.parametrize(("world", "at"), [(1, 3), (1, 5), (1, 13), (2, 12)])
+@pytest.mark.parametrize(("world", "at"), [(1, 3), (1, 13), (2, 12)])
 def test_killed_and_started_again_ends_bit_identical(
     trainer: Any, calm: dict[int, Path], tmp_path: Path, world: int, at: int
 ) -> None:
@@ -68,7 +68,7 @@ def journal_points(run_dir: Path) -> dict[tuple[str, int], float]:
     return points
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_saves_where_it_is_and_asks_to_be_continued(
     trainer: Any, calm: dict[int, Path], tmp_path: Path, number: signal.Signals
 ) -> None:
