@@ -127,7 +127,7 @@ def _alone(arguments: list[str]) -> int:
 def _conclude(folder: Folder, code: int) -> None:
     """Leave word for the batch script; a job that was cancelled, or stopped by hand, does not come back."""
     status, reason = last_words(folder.run_dir)
-    if code == Stopped.exit_code and scontrol.job(requeue.attempt()["job"]).state == "CANCELLED":
+    if code == Stopped.exit_code and scontrol.job(requeue.own_id()).cancelled(requeue.attempt()["restart"]):
         mark_killed(folder.run_dir)
     for_good = status == "KILLED" or (folder.run_dir / "STOP").exists()
     requeue.note(folder, 128 + signal.SIGINT if code == Stopped.exit_code and for_good else code, reason)

@@ -25,6 +25,7 @@ CONFIG = """
 ClusterName=tests
 SlurmctldHost={host}({address})
 SlurmctldPort={port}
+FirstJobId={port}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 SlurmUser=root
@@ -146,7 +147,7 @@ class Cluster:
                 environment = (path.parent / "environ").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if f"SLURMD_NODENAME={name}".encode() in environment:
+            if {f"SLURMD_NODENAME={name}".encode(), f"SLURM_CONF={self.env['SLURM_CONF']}".encode()} <= set(environment):
                 doomed.append(int(path.parent.name))
         for pid in doomed:
             with contextlib.suppress(ProcessLookupError):
