@@ -19,7 +19,7 @@ from typing import Any
 NEEDS = ("slurmctld", "slurmd", "munged", "sbatch", "srun")
 INSTALL = "apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge iproute2"
 FAKE_GPUS = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random")
-PATIENT_S = 90
+PATIENT_S = 180
 
 CONFIG = """
 ClusterName=tests
