@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launch import preflight, requeue, scontrol, slurm
+from launch import preflight, requeue, scontrol, slurm, worker
 from launch.job import mark_killed
 from launch.options import Options
 from launch.snapshot import Folder
@@ -116,10 +116,9 @@ def _log(folder: Folder, submission: Mapping[str, Any], rank: int | None) -> Pat
     if Options.model_validate(submission["options"]).task_per == "gpu":
         path = folder.jobs / f"{submission['job']}_{rank}_log.out"
         return path if path.is_file() else None
-    processes = Options.model_validate(submission["options"]).processes
-    node, local = divmod(rank, processes)
-    starts = folder.ranks.glob(f"{submission['job']}-*/node{node}/*/attempt_*/{local}/stdout.log")
-    return max(starts, key=lambda path: path.stat().st_mtime, default=None)
+    marks = folder.ranks.glob(f"{submission['job']}-*/node*/*/attempt_*/*/{worker.rank_mark(rank)}")
+    newest = max(marks, key=lambda path: path.stat().st_mtime, default=None)
+    return newest.with_name("stdout.log") if newest else None
 
 
 def cancel(folder: Folder) -> str:

@@ -19,6 +19,7 @@ from pipeline.errors import PipelineError, Stopped, UsageError
 from pipeline.track.identity import TAGS
 from pipeline.track.journal import JOURNAL, Journal, read
 from pipeline.track.lock import RunLock
+from pipeline.train.preemption import SIGNALS
 
 _FIRST_PORT, _PORTS = 20000, 10000  # below the ports that Linux hands out by itself (32768 on)
 
@@ -55,6 +56,8 @@ def _run(folder: Folder) -> int:
     os.environ[TAGS] = json.dumps(submission["tags"] | _tags(folder))
     arguments = [str(folder.config)]
     code = _alone(arguments) if options.task_per == "gpu" else _agent(folder, submission, options, arguments)
+    for number in SIGNALS:  # one that comes now must not turn an end that is known into a killed task
+        signal.signal(number, signal.SIG_IGN)
     if first:
         _conclude(folder, code)
     return code
@@ -117,7 +120,6 @@ def _agent(folder: Folder, submission: dict[str, Any], options: Options, argumen
 def _alone(arguments: list[str]) -> int:
     """Train in this process, one of a task for each GPU."""
     from launch import worker
-    from pipeline.train.preemption import SIGNALS
 
     for number in SIGNALS:  # submitit's handlers would swallow a signal that comes before the training has its own
         signal.signal(number, signal.SIG_DFL)
@@ -127,7 +129,7 @@ def _alone(arguments: list[str]) -> int:
 def _conclude(folder: Folder, code: int) -> None:
     """Leave word for the batch script; a job that was cancelled, or stopped by hand, does not come back."""
     status, reason = last_words(folder.run_dir)
-    if code == Stopped.exit_code and scontrol.job(requeue.attempt()["job"]).state == "CANCELLED":
+    if code == Stopped.exit_code and scontrol.job(requeue.own_id()).cancelled(requeue.attempt()["restart"]):
         mark_killed(folder.run_dir)
     for_good = status == "KILLED" or (folder.run_dir / "STOP").exists()
     requeue.note(folder, 128 + signal.SIGINT if code == Stopped.exit_code and for_good else code, reason)

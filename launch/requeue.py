@@ -25,6 +25,16 @@ def attempt(env: Mapping[str, str] = os.environ) -> dict[str, Any]:
     return {"job": env.get("SLURM_JOB_ID", ""), "restart": int(env.get("SLURM_RESTART_COUNT", "0"))}
 
 
+def own_id(env: Mapping[str, str] = os.environ) -> str:
+    """Return the id by which SLURM's commands know this job, and no other member of its array.
+
+    The last member of an array has the plain id of the whole.
+    """
+    if "SLURM_ARRAY_JOB_ID" in env:
+        return f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
+    return env.get("SLURM_JOB_ID", "")
+
+
 def note(folder: Folder, code: int, reason: str) -> None:
     """Leave word of how the training ended, for the batch script: exit codes of tasks would kill their neighbours."""
     text = json.dumps(attempt() | {"code": code, "reason": reason})
@@ -80,7 +90,7 @@ def main(run_dir: Path, code: int) -> int:
     folder = Folder(of_this_job(run_dir))
     code, reason = decide(folder, code)
     now = attempt()
-    if not reason or scontrol.job(now["job"]).state != "RUNNING":  # SLURM ends it, or requeues it by itself
+    if not reason or scontrol.job(own_id()).state != "RUNNING":  # SLURM ends it, or requeues it by itself
         return code
     cap = int(folder.read()["max_requeues"])
     if now["restart"] >= cap:
@@ -89,7 +99,7 @@ def main(run_dir: Path, code: int) -> int:
         return 1
     append(folder, reason)
     print(f"requeue {now['restart'] + 1} of at most {cap}: {reason}", file=sys.stderr, flush=True)
-    scontrol.call("scontrol", "requeue", now["job"])
+    scontrol.call("scontrol", "requeue", own_id())
     return code
 
 

@@ -29,6 +29,15 @@ class Job:
         """Whether it waits, runs or is about to do so again."""
         return self.state in ALIVE
 
+    def cancelled(self, restart: int) -> bool:
+        """Whether it ends for good on request, asked from within its start number `restart`.
+
+        As long as its processes run, a job that ends is COMPLETING, whatever ends it: a requeue has been counted by
+        then, and a time limit is named.
+        """
+        ending = self.state == "COMPLETING" and self.restarts == restart and self.reason != "TimeLimit"
+        return self.state == "CANCELLED" or ending
+
 
 def need_slurm() -> None:
     """Check that SLURM's commands are here.

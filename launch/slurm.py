@@ -8,7 +8,9 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +188,8 @@ def call(work: Any) -> Any:
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     try:
-        return work()
+        with redirect_stderr(StringIO()):  # submitit repeats there what its error says
+            return work()
     except (FailedJobError, FailedSubmissionError) as error:
         said = [line for line in str(error).splitlines() if "sbatch: error" in line] or str(error).splitlines()
         raise UsageError(f"sbatch: {said[-1].replace('sbatch: error: ', '')}; nothing was submitted") from error

@@ -27,10 +27,17 @@ def outcomes(folder: Path) -> list[int]:
     return [int(path.read_text()) for path in folder.glob(f"{_EXIT}*")]
 
 
+def rank_mark(rank: int | str) -> str:
+    """Return the name of the file that tells whose log it lies beside: which node gets which ranks is the agents' affair."""
+    return f"rank.{rank}"
+
+
 def main(arguments: Sequence[str]) -> int:
     """Train; return the exit code for the agent."""
     folder, rank = Path(os.environ[FOLDER]), os.environ["LOCAL_RANK"]
     _write(folder / f"{_PID}{rank}", os.getpid())
+    if beside := os.environ.get("TORCHELASTIC_ERROR_FILE"):  # where this process's log is too
+        Path(beside).with_name(rank_mark(os.environ["RANK"])).touch()
     # The id first, then the look: a request that comes in between reaches this process as a signal.
     code = Stopped.exit_code if (folder / _STOP).exists() else train(arguments)
     if code not in _FOR_GOOD:

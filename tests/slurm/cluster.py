@@ -19,12 +19,13 @@ from typing import Any
 NEEDS = ("slurmctld", "slurmd", "munged", "sbatch", "srun")
 INSTALL = "apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge iproute2"
 FAKE_GPUS = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random")
-PATIENT_S = 90
+PATIENT_S = 180
 
 CONFIG = """
 ClusterName=tests
 SlurmctldHost={host}({address})
 SlurmctldPort={port}
+FirstJobId={port}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 SlurmUser=root
@@ -146,7 +147,7 @@ class Cluster:
                 environment = (path.parent / "environ").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if f"SLURMD_NODENAME={name}".encode() in environment:
+            if {f"SLURMD_NODENAME={name}".encode(), f"SLURM_CONF={self.env['SLURM_CONF']}".encode()} <= set(environment):
                 doomed.append(int(path.parent.name))
         for pid in doomed:
             with contextlib.suppress(ProcessLookupError):

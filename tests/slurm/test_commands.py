@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 Submit = Callable[..., Any]
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(900)
 
 
 def test_status_and_logs_of_a_finished_run(calm: Any, shared: Path) -> None:

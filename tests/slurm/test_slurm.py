@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 Submit = Callable[..., Any]
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(900)
 
 
 def assert_as_if_nothing_had_happened(training: Any, calm: Any, shared: Path) -> None:

@@ -53,3 +53,8 @@ def test_members_of_an_array(tmp_path: Path) -> None:
     (tmp_path / requeue.MEMBERS).write_text(json.dumps(["/a", "/b"]))
     assert requeue.of_this_job(tmp_path, {"SLURM_ARRAY_TASK_ID": "1"}) == Path("/b")
     assert requeue.of_this_job(tmp_path, {}) == Path("/a")
+
+
+def test_a_member_of_an_array_is_not_taken_for_the_whole() -> None:
+    assert requeue.own_id({"SLURM_JOB_ID": "7"}) == "7"
+    assert requeue.own_id({"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}) == "7_3"

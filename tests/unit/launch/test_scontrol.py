@@ -17,3 +17,17 @@ def test_fields_of_one_line() -> None:
         "Reason": "None",
         "Dependency": "(null)",
     }
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "restarts", "expected"),
+    [
+        ("CANCELLED", "", 2, True),
+        ("COMPLETING", "", 2, True),
+        ("COMPLETING", "", 3, False),
+        ("COMPLETING", "TimeLimit", 2, False),
+        ("RUNNING", "", 2, False),
+    ],
+)
+def test_a_cancelled_job_is_told_from_one_to_be_requeued(state: str, reason: str, restarts: int, expected: bool) -> None:
+    assert scontrol.Job("7", state, reason, restarts=restarts).cancelled(2) == expected

@@ -87,3 +87,12 @@ def test_without_slurm(digits: Path, tmp_path: Path) -> None:
 def test_what_is_no_submitted_run(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not a run that was submitted"):
         Folder(tmp_path).read()
+
+
+def test_a_refusal_is_said_once(capfd: pytest.CaptureFixture[str]) -> None:
+    from submitit.core.utils import CommandFunction
+
+    refusing = CommandFunction([sys.executable, "-c", "raise SystemExit('sbatch: error: no such dependency')"], verbose=False)
+    with pytest.raises(UsageError, match=r"^sbatch: no such dependency; nothing was submitted$"):
+        slurm.call(refusing)
+    assert capfd.readouterr() == ("", "")
