@@ -18,7 +18,7 @@ experiment: $(VENV)/.installed
 	$(PY) -m pipeline experiment configs/experiments/degradation.yaml --out runs/degradation $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(PY) -m pytest -n 2 $(ARGS)
+	$(PY) -m pytest -n 3 --dist worksteal $(ARGS)
 
 # Starts a SLURM of its own; says what is missing and installs nothing.
 test-slurm: $(VENV)/.installed-dev
