@@ -3,13 +3,14 @@
 Not here: work; each command reads its options and calls one function elsewhere.
 """
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
+
+from pipeline.output import emit, json_option
 
 _FILE = click.Path(path_type=Path)
 OVERRIDES = "KEY=VALUE changes a configuration key, such as optim.lr=0.5; `python -m pipeline config describe` lists all keys."
@@ -39,25 +40,6 @@ def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_JOB_OPTIONS):
         command = option(command)
     return command
-
-
-def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add `--json [FILE]`: machine-readable output, on standard output or in a file."""
-    return click.option(
-        "--json", "json_to", is_flag=False, flag_value="-", metavar="[FILE]", help="Print JSON instead, or write it to FILE."
-    )(command)
-
-
-def emit(value: Any, json_to: str | None, text: Callable[[], str]) -> None:
-    """Print text for people, or JSON to where it was asked for."""
-    if json_to is None:
-        click.echo(text())
-    elif json_to == "-":
-        click.echo(json.dumps(value, indent=2))
-    else:
-        from launch.snapshot import write_json
-
-        write_json(Path(json_to), value)
 
 
 def read(config: Path, overrides: tuple[str, ...], asked: dict[str, Any]) -> Any:

@@ -33,10 +33,20 @@ def emit(value: Any, json_to: str | None, text: Callable[[], str]) -> None:
     """
     if json_to is None:
         click.echo(text())
-    elif json_to == "-":
-        click.echo(json.dumps(value, indent=2))
     else:
-        write_text(Path(json_to), json.dumps(value, indent=2) + "\n")
+        put(json.dumps(value, indent=2) + "\n", json_to)
+
+
+def put(text: str, to: str) -> None:
+    """Print text where `to` is `-`, else write it to that file.
+
+    Raises:
+        UsageError: if the file can't be written.
+    """
+    if to == "-":
+        click.echo(text, nl=False)
+    else:
+        write_text(Path(to), text)
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:

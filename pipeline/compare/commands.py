@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.output import put
+
 if TYPE_CHECKING:
     from pipeline.compare.report import Report
 
@@ -74,18 +76,9 @@ def _emit(found: "Report", json_to: str | None, csv_to: str | None) -> None:
     ]
     asked = [(to, make) for to, make in made if to is not None]
     for to, make in asked:
-        _put(to, make())
+        put(make(), to)
     if not asked:
         click.echo(text.render(found))
-
-
-def _put(to: str | None, text: str) -> None:
-    from pipeline.files import write_atomically
-
-    if to in (None, "-"):
-        click.echo(text, nl=False)
-    else:
-        write_atomically(Path(str(to)), lambda p: p.write_text(text, encoding="utf-8"))
 
 
 @click.group(invoke_without_command=True)
@@ -112,7 +105,7 @@ def runs(context: click.Context, /, **options: Any) -> None:
     if options["json_to"] is None:
         click.echo(listing.render(found, query))
     else:
-        _put(options["json_to"], json.dumps(as_json(found), indent=2, allow_nan=False) + "\n")
+        put(json.dumps(as_json(found), indent=2, allow_nan=False) + "\n", options["json_to"])
 
 
 @runs.command("watch")

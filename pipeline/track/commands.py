@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pipeline.output import json_option, put
+
 if TYPE_CHECKING:
     from pipeline.track.runs import RunInfo
 
@@ -32,7 +34,7 @@ def store(uri: str | None, root: Path) -> str:
 @_ROOT
 @_URI
 @click.option("--after", "after_s", type=click.FloatRange(0), default=600, show_default=True, help="Seconds of silence.")
-@click.option("--json", "json_to", is_flag=False, flag_value="-", metavar="[FILE]", help="Print JSON, or write it to FILE.")
+@json_option
 def reap(root: Path, uri: str | None, after_s: float, json_to: str | None) -> None:
     """Close the runs in MLflow whose process died without a word.
 
@@ -45,7 +47,7 @@ def reap(root: Path, uri: str | None, after_s: float, json_to: str | None) -> No
 
     found = close(store(uri, root), after_s)
     if json_to is not None:
-        _put(json.dumps([asdict(run) for run in found], indent=2), json_to)
+        put(json.dumps([asdict(run) for run in found], indent=2) + "\n", json_to)
         return
     for run in found:
         click.echo(f"{run.name} {run.run_id}: {run.status}, silent for {run.silent_s:.0f} s")
@@ -85,12 +87,3 @@ def _mlflow_id(text: str, runs: "list[RunInfo]") -> str:
         if run.mlflow_run_id and text in (run.name, run.run_dir.name, str(run.run_dir), run.uid, run.mlflow_run_id):
             return run.mlflow_run_id
     return text
-
-
-def _put(text: str, to: str) -> None:
-    from pipeline.files import write_atomically
-
-    if to == "-":
-        click.echo(text)
-    else:
-        write_atomically(Path(to), lambda p: p.write_text(text + "\n", encoding="utf-8"))
