@@ -85,13 +85,19 @@ class Feed:
 
 
 def encoded(index: Index, ids: Ints) -> Encoded:
-    """Return what `read_images` takes: uint8[B, L] paths, or of samples in shards a list of B arrays uint8[bytes]."""
+    """Return what `decode_boxes` takes: uint8[B, L] paths, or of samples in shards a list of B arrays uint8[bytes]."""
     return [index.shards.view(sample) for sample in ids.tolist()] if index.shards else index.paths(ids)
 
 
-def read_images(index: Index, given: Any) -> Any:
-    """Return the graph's node that holds the encoded images."""
-    return given if index.shards else fn.io.file.read(given)
+def decode_boxes(index: Index, images: Any, start: Any, shape: Any, **decoder: Any) -> Any:
+    """Return the graph's node of the decoded boxes, uint8 [height, width, 3] each, as stored (not rotated by EXIF).
+
+    `images` is the node of what `encoded` returns, `start` and `shape` are those of int32[B, 2] top and left, height and width.
+    """
+    read = images if index.shards else fn.io.file.read(images)
+    return fn.decoders.image_slice(
+        read, start, shape, axis_names="HW", output_type=types.RGB, adjust_orientation=False, **decoder
+    )
 
 
 def build_graph(job: Job, feed: Feed, interpolation: Interpolation, place: Place) -> Pipeline:
@@ -108,15 +114,7 @@ def build_graph(job: Job, feed: Feed, interpolation: Interpolation, place: Place
         images, box_start, box_shape, roi_start, roi_end, size, flip = fn.external_source(
             source=feed, num_outputs=7, batch=True, no_copy=job.index.shards is not None
         )
-        images = fn.decoders.image_slice(
-            read_images(job.index, images),
-            box_start,
-            box_shape,
-            axis_names="HW",
-            output_type=types.RGB,
-            adjust_orientation=False,
-            **decoder,
-        )
+        images = decode_boxes(job.index, images, box_start, box_shape, **decoder)
         images = fn.resize(
             images,
             size=size,

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from nvidia.dali import Pipeline, fn, types
+from nvidia.dali import Pipeline, fn
 from torch import Tensor
 
 from pipeline.data import pixels
 from pipeline.data.batch import Batch, Executor, Job, UnreadableError
-from pipeline.data.dali import Encoded, encoded, gist, read_images
+from pipeline.data.dali import Encoded, decode_boxes, encoded, gist
 from pipeline.data.index import Index
 from pipeline.data.plan import BatchPlan
 
@@ -101,16 +101,7 @@ def build_decoder(job: Job, feed: BoxFeed) -> Pipeline:
     graph = Pipeline(job.batch, job.threads, None, prefetch_queue_depth=job.prefetch)
     with graph:
         images, start, shape = fn.external_source(source=feed, num_outputs=3, batch=True, no_copy=job.index.shards is not None)
-        boxes = fn.decoders.image_slice(
-            read_images(job.index, images),
-            start,
-            shape,
-            axis_names="HW",
-            output_type=types.RGB,
-            adjust_orientation=False,
-            device="cpu",
-        )
-        graph.set_outputs(boxes)
+        graph.set_outputs(decode_boxes(job.index, images, start, shape, device="cpu"))
     return graph
 
 

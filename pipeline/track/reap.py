@@ -45,7 +45,8 @@ def reap(uri: str, after_s: float) -> list[Reaped]:
         ids = [e.experiment_id for e in client.search_experiments(view_type=ViewType.ACTIVE_ONLY)]
         running = client.search_runs(ids, "attributes.status = 'RUNNING'", max_results=1000)
         now = time.time()
-        silent = [(run, now - _last_sign(run)) for run in running if mapping.UID in run.data.tags and not _lives(run)]
+        # a sign from the future is one from now: it was rounded up, or another host's clock is ahead
+        silent = [(run, max(0.0, now - _last_sign(run))) for run in running if mapping.UID in run.data.tags and not _lives(run)]
         return [_close(client, uri, run, seconds) for run, seconds in silent if seconds >= after_s]
     except UsageError:
         raise
