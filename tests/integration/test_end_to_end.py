@@ -13,6 +13,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from pipeline.train.standalone import Request, evaluate_file
+
 SHORT = ("train.epochs=20st", "schedule.warmup=4st", "train.checkpoint_every=5st", "eval.every=10st", "train.log_every=2")
 
 
@@ -50,8 +52,10 @@ def test_a_run_on_two_ranks_that_is_killed_is_one_run_everywhere(trainer: Any, d
     kept = {f"config/{name}" for name in ("config.yaml", "environment.json", "plan.json")}
     assert files - {"config/code.diff"} == kept | {"weights/model.safetensors", "weights/best.safetensors"}
 
-    for source in (runs / "one", runs / "one" / "model.safetensors", runs / "one" / "checkpoints" / "step-000000020.pt"):
-        found = json.loads(cli("eval", source, digits, "--json").stdout)
+    printed = json.loads(cli("eval", runs / "one", digits, "--json").stdout)
+    files = [runs / "one" / "model.safetensors", runs / "one" / "checkpoints" / "step-000000020.pt"]
+    for found in (printed, *(evaluate_file(Request(path, digits)) for path in files)):
+        assert found is not None
         assert found["count"] == 360
         assert found["top1"] == run["summary"]["val_top1"]
         assert found["loss"] == pytest.approx(run["summary"]["val_loss"], rel=1e-5)
