@@ -63,4 +63,7 @@ def _write(path: Path, number: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    ended = main(sys.argv[1:])
+    from pipeline.__main__ import end
+
+    end(ended)

@@ -243,5 +243,15 @@ def _fail(error: BaseException, message: str, code: int, show: bool) -> NoReturn
     sys.exit(code)
 
 
+def end(code: int) -> NoReturn:
+    """Exit; without the usual farewell from a process group that an error left open (`world.leave`)."""
+    if world := sys.modules.get("pipeline.world"):
+        world.leave(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SystemExit as error:
+        end(int(error.code or 0))

@@ -11,7 +11,15 @@ from torch import Tensor
 from pipeline.config.schema import Model
 from pipeline.model import zoo
 
-COMMON = ("train.epochs=20st", "eval.every=20st", "train.checkpoint_every=20st", "schedule.warmup=4st", "seed=3")
+# At a rate at which fp32 does not amplify its rounding: above it, one ReLU that flips shows as 1 % in a small bias.
+COMMON = (
+    "train.epochs=20st",
+    "eval.every=20st",
+    "train.checkpoint_every=20st",
+    "schedule.warmup=4st",
+    "seed=3",
+    "optim.lr=0.05",
+)
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp64", 1e-9), ("fp32", 1e-3)])
@@ -30,7 +38,7 @@ def test_worlds_end_with_the_same_weights(trainer: Any, tmp_path: Path, precisio
             worst = (found[world][name].double() - one.double()).abs().max() / scale
             assert worst <= tolerance, (world, name, worst)
     moved = max(float((found[1][k].double() - start[k].double()).abs().max()) for k in start if k.endswith("weight"))
-    assert moved > 0.01, "the training did nothing, so the comparison says nothing"
+    assert moved > 0.005, "the training did nothing, so the comparison says nothing"
 
 
 def _untrained() -> dict[str, Tensor]:
