@@ -88,20 +88,28 @@ def render(rows: Sequence[Mapping[str, Any]]) -> str:
 def logs(folder: Folder, follow: bool, rank: int | None, show: Callable[[str], None]) -> None:
     """Show what a run's newest job has printed, and with `follow` what it still prints until it ends.
 
+    Several files, each under a line with its path as `tail` does it: the first task's, and that of the node which has
+    rank 0, if that is another one; the rendezvous decides which.
+
     Raises:
         UsageError: if there is no such log.
     """
-    submission, seen = folder.read(), 0
+    submission = folder.read()
+    seen: dict[Path, int] = {}
+    last: Path | None = None
     while True:
         alive = follow and scontrol.job(submission["job"]).alive  # asked first: what it prints before its end is shown
-        path = _log(folder, submission, rank)
-        if path is not None:
+        paths = _logs(folder, submission, rank)
+        for path in paths:
             with path.open("rb") as file:
-                file.seek(seen)
+                file.seek(seen.get(path, 0))
                 text = file.read()
-            seen += len(text)
-            show(text.decode(errors="replace"))
-        elif not alive:
+            if text and path != last and (last is not None or len(paths) > 1):
+                show(f"==> {slurm.shown(path)} <==\n")
+            if text:
+                seen[path], last = seen.get(path, 0) + len(text), path
+                show(text.decode(errors="replace"))
+        if not paths and not alive:
             what = f"of rank {rank} " if rank is not None else ""
             raise UsageError(f"{folder.run_dir}: no log {what}yet (job {submission['job']}); see python -m launch status")
         if not alive:
@@ -109,16 +117,24 @@ def logs(folder: Folder, follow: bool, rank: int | None, show: Callable[[str], N
         time.sleep(_POLL_S)
 
 
-def _log(folder: Folder, submission: Mapping[str, Any], rank: int | None) -> Path | None:
-    if rank is None:
-        path = Path(submission["log"])
-        return path if path.is_file() else None
+def _logs(folder: Folder, submission: Mapping[str, Any], rank: int | None) -> list[Path]:
+    job = submission["job"]
     if Options.model_validate(submission["options"]).task_per == "gpu":
-        path = folder.jobs / f"{submission['job']}_{rank}_log.out"
-        return path if path.is_file() else None
-    marks = folder.ranks.glob(f"{submission['job']}-*/node*/*/attempt_*/*/{worker.rank_mark(rank)}")
-    newest = max(marks, key=lambda path: path.stat().st_mtime, default=None)
-    return newest.with_name("stdout.log") if newest else None
+        found = [folder.jobs / f"{job}_{rank or 0}_log.out"]
+    elif rank is not None:
+        mark = _newest_mark(folder, job, rank)
+        found = [mark.with_name("stdout.log")] if mark else []
+    else:
+        mark = _newest_mark(folder, job, 0)
+        node = mark.relative_to(folder.ranks).parts[1].removeprefix("node") if mark else "0"
+        found = [Path(submission["log"]), *([folder.jobs / f"{job}_{node}_log.out"] if node != "0" else [])]
+    return [path for path in found if path.is_file()]
+
+
+def _newest_mark(folder: Folder, job: str, rank: int) -> Path | None:
+    """Return the mark that lies beside the newest log of a rank."""
+    marks = folder.ranks.glob(f"{job}-*/node*/*/attempt_*/*/{worker.rank_mark(rank)}")
+    return max(marks, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def cancel(folder: Folder) -> str:
