@@ -22,7 +22,7 @@ test: $(VENV)/.installed-dev
 
 # Starts a SLURM of its own; says what is missing and installs nothing.
 test-slurm: $(VENV)/.installed-dev
-	$(PY) -m pytest tests/slurm -m slurm -v -p cacheprovider $(ARGS)
+	$(PY) -m pytest tests/slurm -m slurm -v $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check
