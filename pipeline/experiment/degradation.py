@@ -5,6 +5,7 @@ Not here: training them (`sweep`).
 Source: He et al. 2015, figure 6, tables 2 and 3 (https://arxiv.org/abs/1512.03385).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +22,17 @@ Curve = list[tuple[int, float]]
 
 @dataclass(frozen=True)
 class Result:
-    """What a run has shown: error in per cent by step, in training (with its augmentation) and on the validation images."""
+    """What a run has shown: error in per cent by step, in training (with its augmentation) and on the validation images.
+
+    `images` are how many of each the errors are counted over.
+    """
 
     name: str
     depth: int
     shortcut: str | None
     train: Curve
     val: Curve
+    images: tuple[int, int]
 
     @property
     def final(self) -> tuple[float, float]:
@@ -51,15 +56,18 @@ def read(out: Path, names: Sequence[str]) -> list[Result]:
 
 def _read(run_dir: Path) -> Result:
     curves: dict[str, dict[int, float]] = {"train/top1": {}, "val/top1": {}}
+    images = (0, 0)
     for record, _ in journal.read(run_dir / "journal.jsonl"):
         for key in curves.keys() & record.get("values", {}).keys():
             curves[key].setdefault(record["step"], 100 * (1 - record["values"][key]))
+        if record["kind"] == "run":
+            images = (record["plan"]["train_images"], record["plan"]["val_images"])
     if not all(curves.values()):
         raise DataError(f"{run_dir}: holds no finished run; train it first")
     spec = zoo.spec(loads((run_dir / "config.yaml").read_text(encoding="utf-8"), str(run_dir / "config.yaml")).model)
     layers = 2 if spec.bottlenecks is None else 3
     train, val = (sorted(curve.items()) for curve in curves.values())
-    return Result(run_dir.name, layers * sum(spec.n_blocks) + 2, spec.shortcut, train, val)
+    return Result(run_dir.name, layers * sum(spec.n_blocks) + 2, spec.shortcut, train, val, images)
 
 
 def tables(results: Sequence[Result]) -> dict[str, list[list[str]]]:
@@ -102,11 +110,22 @@ def seen(results: Sequence[Result]) -> list[str]:
         for what, place in (("training", 0), ("test", 1)):
             a, b = shallow.final[place], deep.final[place]
             change = "rises" if b > a else "falls" if b < a else "stays"
-            said.append(
-                f"{kind}: from {shallow.depth} to {deep.depth} layers the {what} error {change} from {a:.2f} to {b:.2f} %, "
-                + ("as in the paper" if (change == "rises") == (kind == "plain") else "unlike in the paper")
-            )
+            if abs(a - b) < (noise := _noise(a, b, min(shallow.images[place], deep.images[place]))):
+                verdict = f"which {noise:.2f} points of chance hide"
+            else:
+                verdict = "as in the paper" if (change == "rises") == (kind == "plain") else "unlike in the paper"
+            error = f"the {what} error {change} from {a:.2f} to {b:.2f} %"
+            said.append(f"{kind}: from {shallow.depth} to {deep.depth} layers {error}, {verdict}")
     return said
+
+
+def _noise(a: float, b: float, images: int) -> float:
+    """Return the difference, in points, that two errors in per cent over so many images have in one of 20 cases by chance.
+
+    The two-proportion z-test with a pooled share (https://en.wikipedia.org/wiki/Two-proportion_Z-test).
+    """
+    share = (a + b) / 200
+    return 100 * 1.96 * math.sqrt(2 * share * (1 - share) / images)
 
 
 def write(results: Sequence[Result], out: Path) -> list[Path]:
@@ -131,9 +150,10 @@ def _draw(results: Sequence[Result], found: Mapping[str, list[list[str]]], path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, and no global state
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 8), layout="constrained")
+    most = max(len(rows) for rows in found.values())
+    figure = Figure(figsize=(11, 5.5 + 0.3 * most), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(2, 2, height_ratios=[3, 2])
+    axes = figure.subplots(2, 2, height_ratios=[5, 0.3 * most])
     for axis, title, kind in ((axes[0][0], "plain", _plain(results)), (axes[0][1], "residual", _main(results))):
         for number, r in enumerate(kind):
             axis.plot(*zip(*r.train, strict=True), "--", color=f"C{number}", linewidth=1)
@@ -144,5 +164,9 @@ def _draw(results: Sequence[Result], found: Mapping[str, list[list[str]]], path:
         axis.axis("off")
         axis.set_title(title)
         if rows[1:]:
-            axis.table(rows[1:], colLabels=rows[0], loc="upper center")
+            table = axis.table(
+                rows[1:], colLabels=rows[0], bbox=(0, 1 - len(rows) / most, 1, len(rows) / most), cellLoc="center"
+            )
+            table.auto_set_font_size(False)
+            table.set_fontsize(9)
     figure.savefig(path, format="png", dpi=110)

@@ -27,9 +27,13 @@ def test_runs_are_trained_read_and_drawn(digits: Path, tmp_path: Path) -> None:
     assert sorted(said) == ["plain-8: done", "residual-8: done"]
     plain, residual = degradation.read(tmp_path, list(few.runs))
     assert (plain.depth, plain.shortcut, residual.depth, residual.shortcut) == (8, None, 8, "A")
+    assert plain.images == (1437, 360)
     assert [step for step, _ in plain.train] == [1, 2] and 0 <= plain.final[1] <= 100
-    deeper = [Result("p20", 20, None, plain.train, [(2, 99.0)]), Result("r20B", 20, "B", plain.train, [(2, 1.0)])]
-    results = [plain, residual, Result("r20", 20, "A", plain.train, [(2, 0.5)]), *deeper]
+    deeper = [
+        Result("p20", 20, None, plain.train, [(2, 99.0)], plain.images),
+        Result("r20B", 20, "B", plain.train, [(2, 1.0)], plain.images),
+    ]
+    results = [plain, residual, Result("r20", 20, "A", plain.train, [(2, 0.5)], plain.images), *deeper]
     table, options = degradation.tables(results).values()
     assert [row[0] for row in table[1:]] == ["8", "20"] and table[2][2] == "99.00" and table[2][4] == "0.50"
     assert [row[1] for row in options[1:]] == ["A", "B"]
@@ -39,13 +43,18 @@ def test_runs_are_trained_read_and_drawn(digits: Path, tmp_path: Path) -> None:
         assert image.width > 1000
 
 
-def test_what_is_seen_says_where_it_is_unlike_the_paper() -> None:
-    curve = [(1, 50.0)]
-    results = [Result("a", 8, None, curve, [(1, 10.0)]), Result("b", 20, None, [(1, 60.0)], [(1, 9.0)])]
-    assert degradation.seen(results) == [
+def test_what_is_seen_says_where_it_is_unlike_the_paper_and_where_chance_hides_it() -> None:
+    def result(depth: int, train: float, val: float) -> Result:
+        return Result(str(depth), depth, None, [(1, train)], [(1, val)], (1000, 400))
+
+    assert degradation.seen([result(8, 50.0, 20.0), result(20, 60.0, 10.0)]) == [
         "plain: from 8 to 20 layers the training error rises from 50.00 to 60.00 %, as in the paper",
-        "plain: from 8 to 20 layers the test error falls from 10.00 to 9.00 %, unlike in the paper",
+        "plain: from 8 to 20 layers the test error falls from 20.00 to 10.00 %, unlike in the paper",
     ]
+    assert (
+        "falls from 10.00 to 9.00 %, which 4.06 points of chance hide"
+        in degradation.seen([result(8, 50.0, 10.0), result(20, 60.0, 9.0)])[1]
+    )
 
 
 def test_bad_files_and_failed_runs_are_one_line(tmp_path: Path) -> None:
