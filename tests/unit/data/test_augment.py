@@ -256,10 +256,11 @@ def batches(
     return found
 
 
+@pytest.mark.parametrize("executor", ["dali", "hybrid"])
 def test_executors_augment_alike_over_worlds_and_from_the_middle(
-    image_config: Callable[..., Config], image_data: Dataset, plan_for: Callable[..., object]
+    executor: str, image_config: Callable[..., Config], image_data: Dataset, plan_for: Callable[..., object]
 ) -> None:
-    cfg = image_config(*STRONG, "data.interpolation=bicubic")
+    cfg = image_config(*STRONG, "data.interpolation=bicubic", f"data.executor={executor}")
     alone = batches(cfg, image_data, plan_for)
     reference = batches(image_config(*STRONG, "data.interpolation=bicubic", "data.executor=reference"), image_data, plan_for)
     difference = torch.cat([(a.images.int() - b.images.int()).abs() for a, b in zip(alone, reference, strict=True)])
@@ -269,7 +270,7 @@ def test_executors_augment_alike_over_worlds_and_from_the_middle(
     assert all(torch.equal(a.images, b.images) and a.mixing == b.mixing for a, b in zip(shared, alone, strict=True))
     resumed = batches(cfg, image_data, plan_for, start=3)
     assert len(resumed) == 4 and all(torch.equal(a.images, b.images) for a, b in zip(resumed, alone[12:], strict=True))
-    plain = batches(image_config("data.repeats=2"), image_data, plan_for)
+    plain = batches(image_config("data.repeats=2", f"data.executor={executor}"), image_data, plan_for)
     assert not any(torch.equal(a.images, b.images) for a, b in zip(plain, alone, strict=True))
 
 
@@ -287,7 +288,7 @@ def test_images_grow_between_epochs(
     image_config: Callable[..., Config], image_data: Dataset, plan_for: Callable[..., object]
 ) -> None:
     keys = ("resize.start=32", "resize.begin=0ep", "resize.end=2ep", "resize.multiple=32", "train.epochs=3")
-    for executor in ("dali", "reference", "synthetic"):
+    for executor in ("dali", "hybrid", "reference", "synthetic"):
         found = batches(image_config(*keys, f"data.executor={executor}"), image_data, plan_for)
         sides = [b.images.shape[-1] for b in found]
         assert sides == [32] * 8 + [64] * 8 + [96] * 8
