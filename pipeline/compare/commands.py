@@ -56,8 +56,13 @@ def compare(runs: tuple[str, ...], **options: Any) -> None:
 
     if not runs and not options["experiments"]:
         raise click.UsageError("give RUNs to compare, or an --experiment")
-    failing = condition.parse(options["fail_if"]) if options["fail_if"] else None
-    place = select.Place(options["root"], options["uri"], options["experiments"], options["source"])
+    for flag in ("json_to", "csv_to"):
+        _refuse_run(f"--{flag.removesuffix('_to')}", options[flag])
+    if options["json_to"] == options["csv_to"] == "-":
+        raise click.UsageError("--json and --csv: both would be printed; give one of them a FILE")
+    failing = condition.parse(options["fail_if"]) if options["fail_if"] is not None else None
+    metrics = (options["metric"], *(name.removeprefix("best:") for name in (failing.names if failing else ())))
+    place = select.Place(options["root"], options["uri"], options["experiments"], options["source"], metrics)
     wanted = report.Wanted(*(options[key] for key in ("metric", "target", "group_by", "baseline", "cost")))
     found = report.make(select.find(runs, place), wanted)
     if options["html_to"] is not None:
@@ -65,6 +70,12 @@ def compare(runs: tuple[str, ...], **options: Any) -> None:
     _emit(found, options["json_to"], options["csv_to"])
     if failing is not None:
         report.check(found, failing)
+
+
+def _refuse_run(flag: str, value: str | None) -> None:
+    """Refuse what follows --json or --csv and is meant as a RUN or a command, which it would take for its FILE."""
+    if value is not None and (value.startswith("tag:") or value == "watch" or Path(value).is_dir()):
+        raise click.UsageError(f"{flag} {value}: is no file; to print, write {flag} last, or {flag}=-")
 
 
 def _emit(found: "Report", json_to: str | None, csv_to: str | None) -> None:
@@ -100,7 +111,10 @@ def runs(context: click.Context, /, **options: Any) -> None:
     if context.invoked_subcommand is not None:
         context.obj = options["root"]
         return
+    _refuse_run("--json", options["json_to"])
     query = listing.Query(*(options[key] for key in ("where", "sort", "reverse", "group_by", "columns")))
+    if not options["root"].is_dir():
+        raise click.UsageError(f"--root {options['root']}: no such folder; give the one that the runs are in")
     found = listing.choose(list_runs(options["root"]), query)
     if options["json_to"] is None:
         click.echo(listing.render(found, query))
@@ -118,4 +132,7 @@ def runs_watch(context: click.Context, /, every_s: float, root: Path | None) -> 
 
     from pipeline.compare import listing
 
-    listing.watch(root or context.obj, every_s, clear=sys.stdout.isatty())
+    root = root or context.obj
+    if not root.is_dir():
+        raise click.UsageError(f"--root {root}: no such folder; give the one that the runs are in")
+    listing.watch(root, every_s, clear=sys.stdout.isatty())

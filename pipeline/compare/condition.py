@@ -2,13 +2,15 @@
 
 Not here: what names stand for, and what happens when a condition holds. Nothing is ever executed.
 
-    condition  = comparison { ("and" | "or") comparison }        from left to right
+    condition  = both { "or" both }
+    both       = comparison { "and" comparison }
     comparison = sum ("<" | "<=" | ">" | ">=" | "==" | "!=") sum
     sum        = product { ("+" | "-") product }
     product    = factor { ("*" | "/") factor }                    a "/" within a name belongs to the name
     factor     = NUMBER ["%"] | NAME | "baseline" | "-" factor | "(" sum ")"
 """
 
+import math
 import operator
 import re
 from collections.abc import Callable
@@ -20,6 +22,8 @@ Look = Callable[[str], float]
 Value = Callable[[Look, Look], float]
 Truth = Callable[[Look, Look], bool]
 
+_DEEPEST = 50
+"""Brackets and signs within each other; far more than anyone writes, and far fewer than Python's stack holds."""
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?%?)|(?P<name>[A-Za-z_][\w:]*(?:[/.][A-Za-z_][\w:]*)*)"
     r"|(?P<sign><=|>=|==|!=|[<>()+*/-]))"
@@ -60,14 +64,22 @@ class _Parser:
 
     def __init__(self, text: str) -> None:
         self.text, self.names = text, list[str]()
-        self._tokens, self._at, self._subject = _tokens(text), 0, ""
+        self._tokens, self._at, self._subject, self._depth = _tokens(text), 0, "", 0
 
     def condition(self) -> Truth:
-        left = self._comparison()
-        while self._peek() in ("and", "or"):
-            left = _joined(self._take(), left, self._comparison())
+        left = self._both()
+        while self._peek() == "or":
+            self._take()
+            left = _either(left, self._both())
         if self._peek():
             raise self._wrong("an end, 'and' or 'or'")
+        return left
+
+    def _both(self) -> Truth:
+        left = self._comparison()
+        while self._peek() == "and":
+            self._take()
+            left = _each(left, self._comparison())
         return left
 
     def _comparison(self) -> Truth:
@@ -82,7 +94,14 @@ class _Parser:
         right, compare = self._sum(), _COMPARE[sign]
         if len(self.names) == first:
             raise UsageError(f"--fail-if {self.text!r}: names no metric; write for example 'val/top1 < baseline - 0.3%'")
-        return lambda run, base: compare(left(run, base), right(run, base))
+
+        def holds(run: Look, base: Look) -> bool:
+            a, b = left(run, base), right(run, base)
+            if math.isnan(a) or math.isnan(b):  # such as the difference of two targets that were never reached
+                raise UsageError(f"--fail-if {self.text!r}: compares what is not a number, which is no pass; look at the runs")
+            return compare(a, b)
+
+        return holds
 
     def _sum(self) -> Value:
         return self._chain(_ADD, lambda: self._chain(_MULTIPLY, self._factor))
@@ -95,19 +114,25 @@ class _Parser:
 
     def _factor(self) -> Value:
         token = self._take()
-        if token == "-":
-            inner = self._factor()
-            return lambda run, base: -inner(run, base)
-        if token == "(":
-            inside = self._sum()
-            if self._take() != ")":
-                self._at -= 1
-                raise self._wrong("')'")
-            return inside
+        if token in ("-", "("):
+            return self._inner(token)
         if token[:1].isdigit() or token[:1] == ".":
             number = float(token.rstrip("%")) / (100 if token.endswith("%") else 1)
             return lambda run, base: number
         return self._name(token)
+
+    def _inner(self, token: str) -> Value:
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            raise UsageError(f"--fail-if {self.text[:40]!r}...: more than {_DEEPEST} brackets within each other; write fewer")
+        inside = self._factor() if token == "-" else self._sum()
+        self._depth -= 1
+        if token == "-":
+            return lambda run, base: -inside(run, base)
+        if self._take() != ")":
+            self._at -= 1
+            raise self._wrong("')'")
+        return inside
 
     def _name(self, token: str) -> Value:
         if token == "baseline" and self._subject:
@@ -149,9 +174,11 @@ def _is_metric(token: str) -> bool:
     return (token[:1].isalpha() or token[:1] == "_") and token not in ("baseline", "and", "or")
 
 
-def _joined(word: str, left: Truth, right: Truth) -> Truth:
-    if word == "and":
-        return lambda run, base: left(run, base) and right(run, base)
+def _each(left: Truth, right: Truth) -> Truth:
+    return lambda run, base: left(run, base) and right(run, base)
+
+
+def _either(left: Truth, right: Truth) -> Truth:
     return lambda run, base: left(run, base) or right(run, base)
 
 

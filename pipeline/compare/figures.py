@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from pipeline.compare.read import Curve, RunData
+from pipeline.errors import UsageError
 from pipeline.train.rundir import HARMLESS
 
 SEED = "seed"
-_LOWER = re.compile(r"(loss|error|seconds|_s|wait|hours)$")
+_LOWER = re.compile(r"(loss|error|seconds|_s|wait|hours|_wh|_gb)$")
+_SPEED = re.compile(r"(per|_mb)_s$")
 _COMMIT_LENGTH = 12
 _CODE = re.compile(r"^git\.")
 # Tags that differ from run to run without saying anything about what was computed.
@@ -35,7 +37,7 @@ class Reached:
 class Figures:
     """One run in numbers.
 
-    `last` and `best` hold each validation and training metric; `best_step` belongs to the metric compared by.
+    `last` holds each metric, `best` those of training and validation and the one compared by, whose best is at `best_step`.
     `images_per_s` and `data_wait` (a fraction) are medians over the points of the curves. None: not recorded.
     """
 
@@ -59,15 +61,15 @@ class Figures:
         kind, _, rest = name.partition(":")
         if kind == "best" and rest:
             return self.best.get(rest)
-        if kind == "target" and rest:
-            return math.inf if self.target is None else asdict(self.target).get(rest)
+        if kind == "target" and rest in Reached.__dataclass_fields__:
+            return math.inf if self.target is None else float(getattr(self.target, rest))
         found = self.last.get(name, asdict(self).get(name))
         return float(found) if isinstance(found, int | float) else None
 
 
 def lower_is_better(metric: str) -> bool:
     """Tell from a metric's name which way is better."""
-    return _LOWER.search(metric) is not None
+    return _LOWER.search(metric) is not None and _SPEED.search(metric) is None
 
 
 def measure(run: RunData, metric: str, target: float | None = None) -> Figures:
@@ -82,7 +84,7 @@ def measure(run: RunData, metric: str, target: float | None = None) -> Figures:
         total_steps=int(total) if total is not None else None,
         epochs=steps / float(per_epoch) if per_epoch else None,
         last={key: float(curve.values[-1]) for key, curve in run.curves.items()},
-        best={key: _best(curve, key) for key, curve in run.curves.items() if key.startswith(("val/", "train/"))},
+        best={k: _best(curve, k) for k, curve in run.curves.items() if k.startswith(("val/", "train/")) or k == metric},
         best_step=None if place is None else int(run.curves[metric].steps[place]),
         target=None if target is None else _reached(run, metric, target),
         seconds=None if math.isnan(seconds) else seconds,
@@ -146,13 +148,20 @@ def _differing(maps: Sequence[Mapping[str, Any]], wanted: Any) -> dict[str, list
 def _text(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {None: "-", True: "true", False: "false"}[value]
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return repr(value) if isinstance(value, float) else str(value)  # all its digits: 0.9999998 is not 1
 
 
 def group_names(runs: Sequence[RunData], by: str | None) -> list[str]:
-    """Return for each run the group it is pooled in: by a config key or tag, else runs that differ in their seed only."""
+    """Return for each run the group it is pooled in: by a config key or tag, else runs that differ in their seed only.
+
+    Raises:
+        UsageError: if no run has the key.
+    """
     if by is not None:
-        return [_text(_named(run, by)) for run in runs]
+        found = [_named(run, by) for run in runs]
+        if all(value is None for value in found):
+            raise UsageError(f"--group-by {by}: no run has it; name a config key (optim.lr) or a tag")
+        return [_text(value) for value in found]
     learned = [{k: _text(v) for k, v in run.config.items() if k != SEED and not HARMLESS.match(k)} for run in runs]
     telling = _differing(learned, lambda key: True)
     described = [

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.compare.read import Curve, RunData
 from pipeline.compare.report import Report, as_json, finite
-from pipeline.files import write_atomically
+from pipeline.files import write_text
 
 _DATA = "@DATA@"
 _MOST_POINTS = 2000  # of a curve: more than a screen has columns
@@ -29,7 +29,7 @@ def write(report: Report, path: Path) -> None:
         "<", "\\u003c"
     )
     page = files("pipeline.compare").joinpath("page.html").read_text(encoding="utf-8").replace(_DATA, data, 1)
-    write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    write_text(path, page)
 
 
 def _curves(run: RunData) -> dict[str, dict[str, Any]]:

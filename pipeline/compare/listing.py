@@ -3,6 +3,7 @@
 Not here: reading journals (`track.runs`).
 """
 
+import math
 import operator
 import re
 import sys
@@ -59,14 +60,15 @@ def choose(runs: Sequence[RunInfo], query: Query) -> list[RunInfo]:
     """
     found = list(runs)
     for text in query.where:
+        _check_number(text)
         found = [run for run in found if _fulfils(run, *_parsed(text))]
     for key in (query.sort, query.group_by, *query.columns, *(_parsed(text)[0] for text in query.where)):
         if key is not None and runs and all(value(run, key) is None for run in runs):
             raise UsageError(f"{key}: no run has it; name a metric (val/top1), a config key (optim.lr), a tag or state")
     if query.sort is not None:
-        known = [run for run in found if value(run, query.sort) is not None]
+        known = [run for run in found if not _missing(value(run, query.sort))]
         known.sort(key=lambda run: _order(value(run, query.sort or "")), reverse=query.reverse)
-        found = known + [run for run in found if value(run, query.sort) is None]
+        found = known + [run for run in found if _missing(value(run, query.sort))]
     return found
 
 
@@ -79,16 +81,32 @@ def _parsed(text: str) -> tuple[str, str, str]:
     return match[1], match[2], match[3]
 
 
+def _missing(found: Any) -> bool:
+    return found is None or (isinstance(found, float) and math.isnan(found))
+
+
+def _check_number(text: str) -> None:
+    _, sign, wanted = _parsed(text)
+    if sign in ("<", "<=", ">", ">=") and _number(wanted) is None:
+        raise UsageError(f"--where {text!r}: {wanted!r} is no number; write for example 'val/top1>0.9' or 'val/top1>90%'")
+
+
+def _number(text: str) -> float | None:
+    """Return the number that a text is, per cent included; None if it is none."""
+    try:
+        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        return None
+
+
 def _fulfils(run: RunInfo, key: str, sign: str, wanted: str) -> bool:
     found, compare = value(run, key), _COMPARE[sign]
     if found is None:
         return False
-    try:
-        return compare(float(found), float(wanted))
-    except (TypeError, ValueError):
-        if sign in ("=", "==", "!="):
-            return compare(_text(found), wanted)
-        return False
+    number = _number(wanted)
+    if number is not None and isinstance(found, int | float) and not isinstance(found, bool):
+        return compare(float(found), number)
+    return sign in ("=", "==", "!=") and compare(_text(found), wanted)
 
 
 def _text(found: Any) -> str:

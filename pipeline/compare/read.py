@@ -3,7 +3,10 @@
 Not here: which runs are meant (`select`), MLflow's stores (`store`), and what the numbers say (`figures`).
 """
 
+import hashlib
+import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from pipeline.track.lock import in_use
 Floats = NDArray[np.float64]
 ACTIVE, TRAINING, AT_EVALUATION = "time/active_s", "time/train_s", "time/val_s"
 AT_END = "summary/seconds"
+_ENVIRONMENT, _DIFF = "environment.json", "code.diff"  # as `train.outcome` calls them, which would import torch
 
 
 @dataclass(frozen=True)
@@ -103,10 +107,22 @@ def read_journal(run_dir: Path) -> RunData:
         status="DIED" if dead else found.status,
         config=run["config"],
         plan=run["plan"],
-        tags=run["tags"],
+        tags=run["tags"] | _recorded(run_dir),
         curves=curves(found.points),
         worlds=tuple(found.worlds),
     )
+
+
+def _recorded(run_dir: Path) -> dict[str, str]:
+    """Return what the run directory tells of code and environment beyond the tags, in the form of tags."""
+    found = {}
+    with suppress(OSError):
+        found["git.diff"] = hashlib.sha256((run_dir / _DIFF).read_bytes()).hexdigest()[:12]
+    with suppress(OSError, ValueError):
+        told = json.loads((run_dir / _ENVIRONMENT).read_text(encoding="utf-8"))
+        found |= {f"package.{name}": str(version) for name, version in told.get("packages", {}).items()}
+        found |= {key: str(told[key]) for key in ("driver", "cuda", "cudnn") if told.get(key)}
+    return found
 
 
 def curves(points: Points) -> dict[str, Curve]:

@@ -6,8 +6,9 @@ Not here: how it is shown (`text`, `html`).
 import csv
 import io
 import math
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -15,12 +16,14 @@ import numpy as np
 
 from pipeline.compare import figures, statistics
 from pipeline.compare.condition import Condition
-from pipeline.compare.figures import Figures
+from pipeline.compare.figures import SEED, Figures
 from pipeline.compare.read import RunData
 from pipeline.compare.statistics import Claim, Group
 from pipeline.errors import Regression, UsageError
 
 Cost = Literal["seconds", "device_hours", "target:seconds", "target:device_hours"]
+
+_FINISHED = "FINISHED"
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ def make(runs: Sequence[RunData], wanted: Wanted) -> Report:
     measured = [figures.measure(run, wanted.metric, wanted.target) for run in runs]
     groups = figures.group_names(runs, wanted.group_by)
     baseline = _baseline(runs, groups, wanted.baseline)
-    pooled = _pool(measured, groups, wanted.metric)
+    pooled = _pool(runs, measured, groups, wanted.metric)
     lower = figures.lower_is_better(wanted.metric)
     first = next((g for g in pooled if g.name == baseline), None)
     return Report(
@@ -88,9 +91,13 @@ def _baseline(runs: Sequence[RunData], groups: Sequence[str], chosen: str | None
     """Return the group of the baseline: the chosen group or run, else the first run's."""
     if chosen is None or chosen in groups:
         return chosen or groups[0]
-    for run, group in zip(runs, groups, strict=True):
-        if _is(run, chosen):
-            return group
+    meant = list(dict.fromkeys(group for run, group in zip(runs, groups, strict=True) if _is(run, chosen)))
+    if len(meant) > 1:
+        raise UsageError(
+            f"--baseline {chosen}: runs of several groups have this name: {', '.join(meant)}; give a group or an id"
+        )
+    if meant:
+        return meant[0]
     raise UsageError(f"--baseline {chosen}: none of these runs or groups; there are {', '.join(dict.fromkeys(groups))}")
 
 
@@ -98,13 +105,23 @@ def _is(run: RunData, text: str | None) -> bool:
     return text is not None and (text in (run.name, run.uid, run.source) or (len(text) >= 6 and run.uid.startswith(text)))
 
 
-def _pool(measured: Sequence[Figures], groups: Sequence[str], metric: str) -> list[Group]:
+def _pool(runs: Sequence[RunData], measured: Sequence[Figures], groups: Sequence[str], metric: str) -> list[Group]:
+    """Return the groups with those of their runs that finished; others would be counted for what they never became."""
     pooled = []
     for name in dict.fromkeys(groups):
-        values = [f.last[metric] for f, g in zip(measured, groups, strict=True) if g == name and metric in f.last]
-        if values:
-            pooled.append(statistics.pool(name, values))
+        members = [(run, f) for run, f, g in zip(runs, measured, groups, strict=True) if g == name]
+        whole = [(run, f) for run, f in members if run.status == _FINISHED and metric in f.last]
+        left_out = tuple(_left_out(run, f) for run, f in members if (run, f) not in whole)
+        if whole:
+            seeds = Counter(str(run.config[SEED]) for run, _ in whole if SEED in run.config)
+            again = tuple(seed for seed, n in seeds.items() if n > 1)
+            group = statistics.pool(name, [f.last[metric] for _, f in whole])
+            pooled.append(replace(group, left_out=left_out, again=again))
     return pooled
+
+
+def _left_out(run: RunData, found: Figures) -> str:
+    return f"{run.name} ({run.status} at {found.steps}/{found.total_steps or '?'})"
 
 
 def check(report: Report, condition: Condition) -> None:
@@ -124,6 +141,8 @@ def check(report: Report, condition: Condition) -> None:
     if not others:
         raise UsageError(f"--fail-if {condition.text!r}: only the baseline is here; give a second run")
 
+    _check_fit(report, condition)
+
     def look(group: str, figure: str) -> float:
         members = [f.value(figure) for f, name in zip(report.figures, names, strict=True) if name == group]
         there = [v for v in members if v is not None]
@@ -136,6 +155,9 @@ def check(report: Report, condition: Condition) -> None:
             )
         return mean
 
+    for group in (*others, base):  # each, also those that the condition would not come to
+        for figure in condition.names:
+            look(group, figure)
     try:
         bad = [group for group in others if condition.holds(partial(look, group), partial(look, base))]
     except ZeroDivisionError as error:
@@ -144,6 +166,14 @@ def check(report: Report, condition: Condition) -> None:
         told = "; ".join(f"{g}: {', '.join(f'{n} = {look(g, n):.6g}' for n in condition.names)}" for g in bad)
         of_base = ", ".join(f"{n} = {look(base, n):.6g}" for n in condition.names)
         raise Regression(f"--fail-if {condition.text!r} holds for {told} (baseline {base}: {of_base})")
+
+
+def _check_fit(report: Report, condition: Condition) -> None:
+    """Refuse to judge what can't be judged, which would look like a pass."""
+    if report.wanted.target is None and any(name.startswith("target:") for name in condition.names):
+        raise UsageError(f"--fail-if {condition.text!r}: needs --target, the value of {report.wanted.metric} to reach")
+    if unfinished := [_left_out(r, f) for r, f in zip(report.runs, report.figures, strict=True) if r.status != _FINISHED]:
+        raise UsageError(f"--fail-if {condition.text!r}: not finished, which is no pass: {', '.join(unfinished)}")
 
 
 def _known(report: Report) -> str:

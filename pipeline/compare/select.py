@@ -23,12 +23,16 @@ _SHORTEST_ID = 6
 
 @dataclass(frozen=True)
 class Place:
-    """Where to look for runs: directories below `root`, and an MLflow store (None: the one of runs in `root`)."""
+    """Where to look for runs: directories below `root`, and an MLflow store (None: the one of runs in `root`).
+
+    `metrics` are those that are read from the store besides the usual ones.
+    """
 
     root: Path = Path("runs")
     uri: str | None = None
     experiments: tuple[str, ...] = ()
     source: Source = "auto"
+    metrics: tuple[str, ...] = ()
 
     @cached_property
     def journals(self) -> list[RunInfo]:
@@ -43,7 +47,7 @@ class Place:
             return None
         uri = tracking_uri(Track(uri=self.uri), self.root)
         database = sqlite_path(uri)
-        return None if database is not None and not database.is_file() else Store(uri, self.experiments)
+        return None if database is not None and not database.is_file() else Store(uri, self.experiments, self.metrics)
 
 
 def find(texts: Sequence[str], place: Place) -> list[RunData]:
@@ -63,7 +67,7 @@ def find(texts: Sequence[str], place: Place) -> list[RunData]:
 
 def _meant(text: str, place: Place) -> list[RunData]:
     directory = Path(text)
-    if place.source != "mlflow" and directory.is_dir():
+    if place.source != "mlflow" and text and _holds_runs(directory):
         return _below(directory)
     here = [run for run in place.journals if run.uid and _matches(run, text)]
     if here:
@@ -72,6 +76,14 @@ def _meant(text: str, place: Place) -> list[RunData]:
     if there:
         return there
     raise UsageError(f"{text}: no such run {_looked(place)}; {_hint(place.journals)}")
+
+
+def _holds_runs(directory: Path) -> bool:
+    """Return whether a path is a folder; one without runs that has the name of a run does not stand in its way."""
+    try:
+        return directory.is_dir()
+    except OSError:  # a name too long for a path is none
+        return False
 
 
 def _below(directory: Path) -> list[RunData]:

@@ -16,7 +16,8 @@ CONFIDENCE = 0.95
 class Group:
     """Runs pooled; `low` and `high` bound the 95 % interval of the mean (Student's t).
 
-    They and `std` are None where n < 2 or a value is not finite.
+    They and `std` are None where n < 2 or a value is not finite. `left_out` names the runs of the group that did not
+    finish, which are not pooled; `again` the seeds that are there more than once, which are no independent runs.
     """
 
     name: str
@@ -25,6 +26,8 @@ class Group:
     std: float | None
     low: float | None
     high: float | None
+    left_out: tuple[str, ...] = ()
+    again: tuple[str, ...] = ()
 
     @property
     def n(self) -> int:
@@ -97,7 +100,11 @@ def _reason_for_silence(*groups: Group) -> str:
             return f"{group.name} has n = {group.n}; run it with more seeds"
         if not math.isfinite(group.mean):
             return f"{group.name} has runs that diverged"
-    return "no spread over seeds; check that the seeds differ" if not any(group.std for group in groups) else ""
+        if group.again:
+            return f"{group.name} has seed {', '.join(group.again)} more than once; run it with other seeds"
+    # Not the deviation: that of equal numbers is not always 0.
+    spread = any(len(set(group.values)) > 1 for group in groups)
+    return "" if spread else "no spread over seeds; check that the seeds differ"
 
 
 def _verdict(difference: float, p: float, lower_is_better: bool) -> str:

@@ -28,8 +28,8 @@ _CURVES = ("val/", "train/loss", "perf/images_per_s", "perf/data_wait", ACTIVE, 
 class Store:
     """The runs of an MLflow store, in the experiments named, or in all."""
 
-    def __init__(self, uri: str, experiments: Sequence[str] = ()) -> None:
-        """Connect.
+    def __init__(self, uri: str, experiments: Sequence[str] = (), metrics: Sequence[str] = ()) -> None:
+        """Connect; `metrics` are fetched besides the usual ones.
 
         Raises:
             UsageError: if an experiment isn't there, or the store can't be reached.
@@ -37,8 +37,8 @@ class Store:
         from mlflow import MlflowClient
 
         set_environment()
-        self.uri, self._database = redact(uri), sqlite_path(uri)
-        self._client = MlflowClient(tracking_uri=uri)
+        self.uri, self._database, self._wanted = redact(uri), sqlite_path(uri), (*_CURVES, *metrics)
+        self._client = self._ask(lambda: MlflowClient(tracking_uri=uri))
         self._experiments = self._ask(lambda: self._ids(experiments))
 
     def find(self, text: str) -> list[RunData]:
@@ -73,7 +73,7 @@ class Store:
         params = {key: _value(text) for key, text in run.data.params.items()}
         plan = {key.removeprefix("plan."): value for key, value in params.items() if key.startswith("plan.")}
         tags = {key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.")}
-        wanted = [key for key in run.data.metrics if key.startswith(_CURVES)]
+        wanted = [key for key in run.data.metrics if key.startswith(self._wanted)]
         points = self._points(run.info.run_id, wanted)
         return RunData(
             name=run.info.run_name,

@@ -117,7 +117,8 @@ def _groups(report: Report) -> str:
             ]
         mean = number(metric, group.mean)
         rows.append([group.name, str(group.n), mean, _interval(metric, group.low, group.high), *about])
-    return table(rows, left=(0, 8))
+    left_out = [text for group in report.pooled for text in group.left_out]
+    return table(rows, left=(0, 8)) + (f"\nNot finished, left out of the groups: {', '.join(left_out)}" if left_out else "")
 
 
 def _interval(metric: str, low: float | None, high: float | None) -> str:
@@ -132,7 +133,9 @@ def _differences(report: Report) -> str:
         if rows:
             parts.append(table(shown, left=range(len(shown[0]))))
     return (
-        "\n\n".join(parts) if parts else ("Configuration, code and environment are the same." if len(report.runs) > 1 else "")
+        "\n\n".join(parts)
+        if parts
+        else ("Configuration and what is recorded of code and environment are the same." if len(report.runs) > 1 else "")
     )
 
 

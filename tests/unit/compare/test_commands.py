@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +31,14 @@ def test_a_regression_ends_with_one_and_one_line(root, capsys):
 def test_bad_input_ends_with_two_and_one_line(root, capsys):
     for wrong in (["nobody"], ["base", "--fail-if", "x y"], ["base", "--metric", "z"], ["base", "--baseline", "z"], []):
         assert run("compare", *wrong, "--root", root, "--source", "journal") == 2
+    assert run("compare", "base", "new", "--root", root, "--fail-if", "") == 2
+    assert run("compare", "a" * 300, "--root", root, "--source", "journal") == 2
+    assert run("compare", "", "--root", root, "--source", "journal") == 2
+    assert run("compare", "base", "--root", root, "--json", "--csv") == 2
+    assert run("compare", "--json", "tag:host=here", "base", "--root", root) == 2 and not Path("tag:host=here").exists()
+    assert run("runs", "--root", root, "--json", "watch") == 2
+    assert run("runs", "--root", root / "nowhere") == 2
+    assert run("runs", "--root", root / "nowhere", "watch") == 2
     assert run("runs", "--root", root, "--where", "x") == 2
     assert run("ui", "--root", root) == 2
     assert all(

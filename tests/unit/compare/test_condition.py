@@ -25,6 +25,8 @@ BASE = {"val/top1": 0.704, "val/loss": 1.0, "best:val/top1": 0.71, "seconds": 10
         ("target:seconds != baseline", True),
         ("1 - 2 - 3 < val/loss - 5", True),
         ("1 - 2 - 3 == val/loss - 6", True),
+        ("val/top1 < 2 or val/top1 < 0 and val/top1 < 0", True),
+        ("val/top1 < 0 and val/top1 < 0 or val/top1 < 2", True),
     ],
 )
 def test_conditions(text, expected):
@@ -48,9 +50,16 @@ def test_names_are_those_of_the_text():
         ("val/top1 < __import__('os')", "can't read .*'os'"),
         ("val/top1 < $x", "can't read '\\$x'"),
         ("val/top1 = 3", "can't read '= 3'"),
+        ("(" * 3000, "more than 50 brackets"),
     ],
 )
 def test_what_is_no_condition_is_refused_in_one_line(text, said):
     with pytest.raises(UsageError, match=said) as caught:
         parse(text)
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_not_a_number_never_passes():
+    never = {"target:seconds": float("inf")}
+    with pytest.raises(UsageError, match="compares what is not a number"):
+        parse("target:seconds - baseline > 10").holds(never.__getitem__, never.__getitem__)

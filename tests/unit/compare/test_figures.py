@@ -4,6 +4,7 @@ import pytest
 
 from pipeline.compare.figures import differences, group_names, lower_is_better, measure
 from pipeline.compare.read import read_journal
+from pipeline.errors import UsageError
 
 
 def test_figures_of_a_run(write):
@@ -54,4 +55,25 @@ def test_runs_that_differ_in_seed_and_harmless_keys_are_one_group(write):
     assert group_names(runs[:2], None) == ["demo", "demo"]
     assert group_names(runs, "seed") == ["0", "1", "0"]
     assert group_names(runs, "group") == ["a", "b", "c"]
-    assert group_names(runs, "nothing") == ["-", "-", "-"]
+    with pytest.raises(UsageError, match="--group-by nothing: no run has it"):
+        group_names(runs, "nothing")
+
+
+def test_the_better_way_is_told_from_the_name():
+    lower = (
+        "val/loss",
+        "summary/seconds",
+        "time/active_s",
+        "perf/data_wait",
+        "summary/energy_wh",
+        "system/node0/gpu0_memory_gb",
+    )
+    assert all(map(lower_is_better, lower))
+    higher = ("val/top1", "perf/images_per_s", "system/node0/disk_read_mb_s")
+    assert not any(map(lower_is_better, higher))
+
+
+def test_the_best_of_any_metric_that_is_compared(write):
+    found = measure(read_journal(write("a", [0.5, 0.7])), "perf/images_per_s", target=101.0)
+    assert found.best["perf/images_per_s"] == 101.0 and found.best_step == 20 and found.target.steps == 20
+    assert found.value("target:nonsense") is None and found.value("target:steps") == 20

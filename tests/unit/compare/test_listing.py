@@ -1,4 +1,5 @@
 import io
+import math
 import os
 import subprocess
 import sys
@@ -35,11 +36,22 @@ def names(runs):
         (["state!=FINISHED"], ["two"]),
         (["model.zero=true"], ["one"]),
         (["group=wide"], ["one"]),
-        (["name>zzz"], []),
+        (["val/top1>79%"], ["two", "three"]),
+        (["name=1e1"], []),
     ],
 )
 def test_conditions_choose_runs(three, where, expected):
     assert sorted(names(choose(three, Query(tuple(where))))) == sorted(expected)
+
+
+def test_what_is_not_a_number_comes_last(write, tmp_path):
+    for name, accuracy in zip("abcde", (0.5, math.nan, 0.3, math.nan, 0.9), strict=True):
+        write(name, [accuracy])
+    found = list_runs(tmp_path / "runs")
+    assert names(choose(found, Query(sort="val/top1")))[:3] == ["c", "a", "e"]
+    assert names(choose(found, Query(sort="val/top1", reverse=True)))[:3] == ["e", "a", "c"]
+    with pytest.raises(UsageError, match="--where 'val/top1>abc': 'abc' is no number"):
+        choose(found, Query(where=("val/top1>abc",)))
 
 
 def test_sorting_and_grouping(three):

@@ -1,6 +1,9 @@
+import json
+
 import numpy as np
 import pytest
 
+from pipeline.compare.figures import differences
 from pipeline.compare.read import read_journal
 from pipeline.errors import UsageError
 from pipeline.track.journal import Journal
@@ -44,3 +47,12 @@ def test_a_run_that_never_timed_itself_has_no_seconds(tmp_path):
     with Journal(tmp_path) as journal:
         journal.event("run", uid="u", name="n", config={}, plan={}, tags={}, resumed_from_step=None)
     assert np.isnan(read_journal(tmp_path).seconds(np.array([1.0]))).all()
+
+
+def test_other_code_and_packages_are_told_from_the_run_directory(write):
+    found = [write(name, [0.5]) for name in "ab"]
+    for run, version in zip(found, ("1", "2"), strict=True):
+        (run / "code.diff").write_text(version)
+        (run / "environment.json").write_text(json.dumps({"packages": {"numpy": version}, "driver": version}))
+    told = differences([read_journal(run) for run in found])
+    assert list(told["code"]) == ["git.diff"] and told["environment"] == {"package.numpy": ["1", "2"], "driver": ["1", "2"]}

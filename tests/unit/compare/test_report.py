@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -99,3 +100,33 @@ def test_a_figure_that_is_no_number_never_passes(six, write):
     found = make([six[0], read_journal(write("odd", [float("nan")], config={"optim.lr": 9}))], Wanted())
     with pytest.raises(UsageError, match="optim.lr=9: val/loss is not a number"):
         report.check(found, condition.parse("val/loss > baseline"))
+
+
+def test_runs_that_did_not_finish_are_left_out_of_groups_and_never_pass(six, write):
+    died = read_journal(write("died", [0.35], config={"seed": 9, "optim.lr": 0.2}, end=None))
+    found = make([*six, died], Wanted())
+    group = next(g for g in found.pooled if g.name == "optim.lr=0.2")
+    assert group.n == 3 and group.left_out == ("died (DIED at 10/40)",) and found.claims[0].verdict == "better"
+    assert "Not finished, left out of the groups: died (DIED at 10/40)" in text.render(found)
+    with pytest.raises(UsageError, match=r"not finished, which is no pass: died \(DIED at 10/40\)"):
+        report.check(found, condition.parse("val/top1 < baseline - 1%"))
+
+
+def test_a_seed_that_is_there_twice_is_no_second_run(six, write):
+    again = read_journal(write("again", [0.5, 0.81], config={"seed": 0, "optim.lr": 0.2}))
+    (claim,) = make([*six, again], Wanted()).claims
+    assert claim.verdict == "no claim: optim.lr=0.2 has seed 0 more than once; run it with other seeds"
+
+
+def test_a_condition_about_a_target_needs_one_and_every_figure_is_looked_up(six):
+    with pytest.raises(UsageError, match="needs --target"):
+        report.check(make(six, Wanted()), condition.parse("target:seconds > baseline"))
+    with pytest.raises(UsageError, match="has no val/top9"):
+        report.check(make(six, Wanted()), condition.parse("val/top1 < 0 and val/top9 > 1"))
+
+
+def test_a_baseline_whose_name_several_groups_have_is_refused(write):
+    runs = [read_journal(write(name, [0.5], config={"optim.lr": lr})) for name, lr in (("a", 0.1), ("b", 0.2))]
+    runs = [replace(run, name="same") for run in runs]
+    with pytest.raises(UsageError, match="--baseline same: runs of several groups have this name"):
+        make(runs, Wanted(baseline="same"))

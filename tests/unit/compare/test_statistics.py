@@ -60,3 +60,9 @@ def test_whoever_is_not_on_the_front_is_beaten_by_one_who_is(points):
     for point, there in zip(points, front, strict=True):
         beaten = any(q >= point[0] and c <= point[1] and (q, c) != point for q, c in on)
         assert there != beaten
+
+
+def test_equal_values_have_no_spread_whatever_their_rounding():
+    groups = [pool("a", [0.7] * 3), pool("b", [0.8] * 3)]
+    assert groups[0].std != 0, "the rounding that this is about is gone"
+    assert compare(groups[1], groups[0], lower_is_better=False).verdict.startswith("no claim: no spread over seeds")
