@@ -13,7 +13,7 @@ from pathlib import Path
 from pipeline.config.schema import Track
 from pipeline.errors import PipelineError, UsageError
 from pipeline.redact import redact
-from pipeline.track.cursor import CURSOR, Cursor, Piece, pieces
+from pipeline.track.cursor import CURSOR, Cursor, Piece, aside, pieces
 from pipeline.track.journal import JOURNAL, Record, read
 from pipeline.track.lock import FileLock
 from pipeline.track.runs import read_run
@@ -29,10 +29,14 @@ _HEARTBEAT_S = 60.0
 
 
 class _Delivery:
-    """One journal on its way into one MLflow run, from where the cursor file says that the last process came to."""
+    """One journal on its way into one MLflow run, from where the cursor file says that the last process came to.
 
-    def __init__(self, run_dir: Path, uri: str, experiment: str) -> None:
+    With `guest`, the run keeps the store that it is at home in, if it ever got there, and this one has a cursor of its own.
+    """
+
+    def __init__(self, run_dir: Path, uri: str, experiment: str, *, guest: bool = False) -> None:
         self.run_dir, self.uri, self.shipped = run_dir, uri, 0
+        self._guest, self._file = guest, CURSOR
         self._journal = run_dir / JOURNAL
         self._lock = FileLock(run_dir / f"{CURSOR}.lock")
         self._locked = False
@@ -92,13 +96,24 @@ class _Delivery:
             )
         self._locked = True
         saved = Cursor.load(self.run_dir)
+        if self._guest and saved is not None and saved.run_id is not None and saved.uri != self.cursor.uri:
+            self._file = aside(self.cursor.uri)
+            saved = Cursor.load(self.run_dir, self._file)
         if saved is not None and (saved.uri, saved.experiment) == (self.cursor.uri, self.cursor.experiment):
             # What MLflow has stays counted even where a power cut has taken it from the journal.
             self.cursor = saved if saved.fits(self._journal) else replace(saved, offset=0)
-        self.cursor.save(self.run_dir)
+
+    def settle(self) -> None:
+        """Note where a run that has been nowhere belongs, before MLflow has answered: `sync` then knows it.
+
+        Raises:
+            OSError: if the directory can't be written.
+        """
+        if Cursor.load(self.run_dir) is None:
+            self.cursor.save(self.run_dir)
 
     def _keep(self, cursor: Cursor) -> None:
-        cursor.save(self.run_dir)
+        cursor.save(self.run_dir, self._file)
         self.cursor = cursor
 
     def _ship(self, tracker: Tracker, piece: Piece) -> None:
@@ -147,6 +162,7 @@ class Shipper:
     def start(self) -> None:
         """Start to follow the journal."""
         set_environment()
+        self._delivery.settle()
         self._thread.start()
 
     def close(self, drain_s: float) -> bool:
@@ -208,7 +224,7 @@ class SyncResult:
 def sync(run_dir: Path, uri: str | None = None, experiment: str | None = None) -> SyncResult:
     """Ship what is left of a run's journal, now; a run that died without a word is marked FAILED in MLflow.
 
-    Without `uri` and `experiment`, into those that the run was started with.
+    Without `uri` and `experiment`, into those that the run was started with. Another `uri` does not change which these are.
 
     Raises:
         UsageError: if there is no run, another process ships it, or the store refuses or can't be reached.
@@ -220,7 +236,7 @@ def sync(run_dir: Path, uri: str | None = None, experiment: str | None = None) -
         saved = Cursor.load(run_dir)
         experiment = saved.experiment if saved else record["config"].get("track.experiment", "default")
     set_environment()
-    delivery = _Delivery(run_dir, place, experiment)
+    delivery = _Delivery(run_dir, place, experiment, guest=uri is not None)
     try:
         delivery.advance()
         run = read_run(run_dir)

@@ -1,6 +1,7 @@
 import logging
 import os
 import queue
+import shutil
 import signal
 import socket
 
@@ -194,6 +195,40 @@ def test_sync_without_an_address_goes_where_the_training_went(tmp_path, begin, u
         with pytest.raises(UsageError, match=r"^http://\*\*\*@127.0.0.1:1: .*sync again$"):
             sync(run_dir)
         assert Cursor.load(run_dir).experiment == "saved"
+
+
+def test_an_address_that_fails_leaves_the_cursor_and_another_one_leaves_the_runs_home(tmp_path, begin, uri, stored, template):
+    with Journal(tmp_path) as journal:
+        begin(journal)
+        train(journal, range(5))
+    home = sync(tmp_path, uri, "tests")
+    before = Cursor.load(tmp_path)
+    with pytest.raises(UsageError, match="check the address"):
+        sync(tmp_path, "http://me:hidden@127.0.0.1:1")
+    assert Cursor.load(tmp_path) == before
+    shutil.copy(template, tmp_path / "other.db")
+    other = f"sqlite:///{tmp_path / 'other.db'}"
+    assert [sync(tmp_path, other).points for _ in range(2)] == [10, 0]
+    with Journal(tmp_path) as journal:
+        train(journal, range(5, 6))
+    again = sync(tmp_path)
+    assert (again.uri, again.run_id, again.points) == (uri, home.run_id, 2)
+    assert sync(tmp_path, other).points == 2
+    assert stored()[1] == once(["train/loss", "perf/images_per_s"], range(6))
+    assert "hidden" not in "".join(path.read_text() for path in tmp_path.glob("*.json"))
+
+
+def test_a_run_that_got_nowhere_is_at_home_where_it_first_arrives(tmp_path, begin, uri):
+    with Journal(tmp_path) as journal:
+        begin(journal)
+        shipper = Shipper(tmp_path, "http://127.0.0.1:1", "tests")
+        shipper.start()
+        shipper.close(0)
+        shipper._thread.join()
+    assert Cursor.load(tmp_path).uri == "http://127.0.0.1:1"
+    found = sync(tmp_path, uri)
+    assert found.experiment == "tests"
+    assert sync(tmp_path).uri == uri
 
 
 def test_what_cant_be_synced_is_told_in_one_line(tmp_path, begin, uri):
