@@ -13,7 +13,7 @@ from pipeline.redact import redact
 from pipeline.track import mapping
 from pipeline.track.journal import JOURNAL
 from pipeline.track.lock import in_use
-from pipeline.track.shipper import sync
+from pipeline.track.shipper import first_run, sync
 from pipeline.track.tracker import set_environment
 
 
@@ -60,9 +60,15 @@ def reap(uri: str, after_s: float) -> list[Reaped]:
 
 
 def _directory(run: Any) -> Path | None:
-    """Return the run's directory if this machine sees it."""
+    """Return the run's directory if this machine sees it, and it has not become another run's since."""
     path = Path(run.data.tags.get(mapping.RUN_DIR, ""))
-    return path if path.is_absolute() and (path / JOURNAL).is_file() else None
+    if not path.is_absolute():
+        return None
+    try:
+        began = first_run(path / JOURNAL)
+    except OSError:
+        return None
+    return path if began is not None and began.get("uid") == run.data.tags[mapping.UID] else None
 
 
 def _lives(run: Any) -> bool:

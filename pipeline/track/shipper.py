@@ -20,7 +20,7 @@ from pipeline.track.runs import read_run
 from pipeline.track.tracker import Tracker, set_environment
 from pipeline.track.uri import tracking_uri
 
-__all__ = ["Shipper", "SyncResult", "sync", "tracking_uri"]
+__all__ = ["Shipper", "SyncResult", "first_run", "sync", "tracking_uri"]
 _log = logging.getLogger(__name__)
 _POLL_S = 1.0
 _FIRST_PAUSE_S = 1.0
@@ -51,7 +51,7 @@ class _Delivery:
             Exception: what MLflow and the file system raise; calling again goes on where it failed.
         """
         self._begin()
-        record = _first_run(self._journal)
+        record = first_run(self._journal)
         if record is None:
             return
         if self._tracker is None:
@@ -251,13 +251,18 @@ def sync(run_dir: Path, uri: str | None = None, experiment: str | None = None) -
     return SyncResult(run_dir, redact(place), experiment, str(delivery.cursor.run_id), delivery.shipped)
 
 
-def _first_run(journal: Path) -> Record | None:
+def first_run(journal: Path) -> Record | None:
+    """Return the record that a run begins with, None if it died before.
+
+    Raises:
+        OSError: if the journal can't be read.
+    """
     return next((record for record, _ in read(journal) if record["kind"] == "run"), None)
 
 
 def _run_to_sync(run_dir: Path) -> Record:
     try:
-        found = _first_run(run_dir / JOURNAL)
+        found = first_run(run_dir / JOURNAL)
     except OSError as error:
         raise UsageError(f"{run_dir}: can't read {JOURNAL}: {error.strerror}; give the directory of a run") from error
     if found is None:

@@ -77,6 +77,20 @@ def test_a_store_that_cant_be_reached():
         reap("http://127.0.0.1:1", 0)
 
 
+def test_a_dead_run_whose_directory_another_run_took_over_is_closed(tmp_path, begin, uri, stored):
+    directory = tmp_path / "first"
+    start(directory, begin, uri)
+    shutil.rmtree(directory)
+    directory.mkdir()
+    with RunLock(directory), Journal(directory) as journal:
+        begin(journal, uid="second")
+        sync(directory, uri, "tests")
+        (found,) = reap(uri, after_s=500)
+    assert found.run_id == stored("first")[0].info.run_id
+    assert stored("first")[0].info.status == "FAILED"
+    assert stored("second")[0].info.status == "RUNNING"
+
+
 def test_a_bad_directory_costs_a_line_and_holds_up_no_other_run(tmp_path, begin, uri, stored, capsys):
     for name in ("one", "two", "three"):
         start(tmp_path / name, begin, uri)
