@@ -40,13 +40,17 @@ class Piece:
 
 @dataclass(frozen=True)
 class Cursor:
-    """Everything before byte `offset` is in MLflow's run `run_id`; `high_water` is the last step of each metric there."""
+    """Everything before byte `offset` is in MLflow's run `run_id`; `high_water` is the last step of each metric there.
+
+    Except for what is in `failed`: `{"event": record, "reason": text}` of each file that the store refused to take.
+    """
 
     uri: str
     experiment: str
     run_id: str | None = None
     offset: int = 0
     high_water: dict[str, int] = field(default_factory=dict)
+    failed: list[Record] = field(default_factory=list)
 
     @classmethod
     def load(cls, run_dir: Path, name: str = CURSOR) -> Self | None:

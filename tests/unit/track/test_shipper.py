@@ -275,6 +275,39 @@ def test_a_server_that_accepts_and_never_answers_holds_up_nobody(tmp_path, begin
     assert warned.empty()
 
 
+def test_a_file_that_cant_be_stored_holds_up_nothing_else_and_sync_tries_it_again(tmp_path, begin, uri, stored, warned):
+    from mlflow.artifacts import list_artifacts
+
+    (tmp_path / "mlartifacts").touch()  # not a folder
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(name)
+    with Journal(tmp_path) as journal:
+        begin(journal)
+        shipper = Shipper(tmp_path, uri, "tests")
+        shipper.start()
+        for name in ("a.txt", "b.txt"):
+            journal.event("artifact", path=name, artifact_path="config")
+        train(journal, range(5))
+        journal.event("status", status="FINISHED", reason="")
+        assert shipper.close(PATIENT_S) is False
+    assert "does not take a.txt (" in warned.get(timeout=PATIENT_S)
+    assert warned.empty()
+    run, counts = stored()
+    assert run.info.status == "FINISHED"
+    assert counts == once(["train/loss", "perf/images_per_s"], range(5))
+    assert [line.split()[0] for line in run.data.tags["tracking.failed"].splitlines()] == ["a.txt", "b.txt"]
+    with pytest.raises(
+        UsageError, match=r"2 of the run's files not stored, the rest is: a.txt \(.*; mend that and sync again$"
+    ):
+        sync(tmp_path)
+    (tmp_path / "mlartifacts").unlink()
+    sync(tmp_path)
+    run, _ = stored()
+    assert "tracking.failed" not in run.data.tags
+    found = list_artifacts(run_id=run.info.run_id, artifact_path="config", tracking_uri=uri)
+    assert [file.path for file in found] == ["config/a.txt", "config/b.txt"]
+
+
 def test_a_store_that_is_down_is_told_once_and_gets_all_when_it_is_back(tmp_path, begin, uri, stored, warned):
     database = tmp_path / "mlflow.db"
     hidden = database.rename(tmp_path / "hidden.db")
