@@ -252,6 +252,14 @@ class Track(Section):
     drain_s: Annotated[float, Field(ge=0)] = 60
     """Seconds that the end of a run waits for the tracking server to take what is left; `sync` ships the rest later."""
 
+    @field_validator("register_")
+    @classmethod
+    def _taken_by_the_registry(cls, name: str) -> str:
+        # MLflow would refuse these only when the network is trained. Source: mlflow/utils/validation.py of MLflow 3.17.
+        if "/" in name or ":" in name or name == "." or name.startswith("..") or (name and not name.strip()):
+            raise ValueError(f"must be a name without / and :, and more than dots and spaces, not {name!r}")
+        return name
+
 
 class Config(Section):
     """The whole configuration."""

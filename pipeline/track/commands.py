@@ -38,9 +38,11 @@ def store(uri: str | None, root: Path) -> str:
 def reap(root: Path, uri: str | None, after_s: float, json_to: str | None) -> None:
     """Close the runs in MLflow whose process died without a word.
 
-    MLflow shows such runs as running for ever. Those whose journal is at hand are brought up to date from it.
+    MLflow shows such runs as running for ever. Those whose journal is at hand are brought up to date from it; where that
+    fails the run is closed all the same, and the exit code is 1.
     """
     import json
+    import sys
     from dataclasses import asdict
 
     from pipeline.track.reap import reap as close
@@ -48,11 +50,16 @@ def reap(root: Path, uri: str | None, after_s: float, json_to: str | None) -> No
     found = close(store(uri, root), after_s)
     if json_to is not None:
         put(json.dumps([asdict(run) for run in found], indent=2) + "\n", json_to)
-        return
-    for run in found:
-        click.echo(f"{run.name} {run.run_id}: {run.status}, silent for {run.silent_s:.0f} s")
-    if not found:
+    elif not found:
         click.echo("no run is silent")
+    else:
+        for run in found:
+            click.echo(f"{run.name} {run.run_id}: {run.status}, silent for {run.silent_s:.0f} s")
+    problems = [run for run in found if run.problem]
+    for run in problems:
+        click.echo(f"{run.name} {run.run_id}: not brought up to date: {run.problem}", err=True)
+    if problems:
+        sys.exit(1)
 
 
 @click.command()

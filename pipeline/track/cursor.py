@@ -3,6 +3,7 @@
 A pure function of the journal's text, so that shipping again sends the same points; no MLflow here.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -39,31 +40,35 @@ class Piece:
 
 @dataclass(frozen=True)
 class Cursor:
-    """Everything before byte `offset` is in MLflow's run `run_id`; `high_water` is the last step of each metric there."""
+    """Everything before byte `offset` is in MLflow's run `run_id`; `high_water` is the last step of each metric there.
+
+    Except for what is in `failed`: `{"event": record, "reason": text}` of each file that the store refused to take.
+    """
 
     uri: str
     experiment: str
     run_id: str | None = None
     offset: int = 0
     high_water: dict[str, int] = field(default_factory=dict)
+    failed: list[Record] = field(default_factory=list)
 
     @classmethod
-    def load(cls, run_dir: Path) -> Self | None:
+    def load(cls, run_dir: Path, name: str = CURSOR) -> Self | None:
         """Return the cursor of a run, or None where there is none that can be read (shipping again does no harm)."""
         try:
-            return cls(**json.loads((run_dir / CURSOR).read_text()))
+            return cls(**json.loads((run_dir / name).read_text()))
         except (OSError, ValueError, TypeError):
             return None
 
-    def save(self, run_dir: Path) -> None:
+    def save(self, run_dir: Path, name: str = CURSOR) -> None:
         """Write the cursor, at once and whole.
 
         Raises:
             OSError: if the directory can't be written.
         """
-        temporary = run_dir / f"{CURSOR}.tmp"
+        temporary = run_dir / f"{name}.tmp"
         temporary.write_text(json.dumps(asdict(self), allow_nan=False))
-        temporary.replace(run_dir / CURSOR)
+        temporary.replace(run_dir / name)
 
     def after(self, piece: Piece) -> "Cursor":
         """Return the cursor once `piece` is shipped."""
@@ -76,6 +81,11 @@ class Cursor:
         with journal.open("rb") as file:
             file.seek(self.offset - 1)
             return file.read(1) == b"\n"
+
+
+def aside(uri: str) -> str:
+    """Return the name of the cursor file for a store beside the run's own; `uri` is without credentials."""
+    return f"mlflow-{hashlib.sha256(uri.encode()).hexdigest()[:12]}.json"
 
 
 def pieces(journal: Path, offset: int, high_water: dict[str, int]) -> Iterator[Piece]:

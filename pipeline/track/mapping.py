@@ -14,6 +14,8 @@ from pipeline.track.journal import Record
 UID = "run.uid"
 REASON = "status.reason"
 RUN_DIR = "run.dir"
+FAILED = "tracking.failed"
+"""Tag with the files that the store did not take, one a line."""
 HEARTBEAT = "heartbeat"
 """Tag with the unix seconds at which the shipper last was alive."""
 # Limits. Source: mlflow/utils/validation.py of MLflow 3.17.
@@ -50,7 +52,12 @@ def tags(record: Record, run_dir: Path) -> dict[str, str]:
         found[_COMMIT] = found["git.commit"]
     if record.get("resumed_from_step") is not None:
         found["resumed_from_step"] = record["resumed_from_step"]
-    return {key: _text(value)[:_TAG_LENGTH] for key, value in found.items()}
+    return {key: tag(_text(value)) for key, value in found.items()}
+
+
+def tag(text: str) -> str:
+    """Return a tag's value as long as MLflow takes it."""
+    return text[:_TAG_LENGTH]
 
 
 def counts(dataset: Mapping[str, Any]) -> dict[str, int]:

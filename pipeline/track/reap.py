@@ -8,23 +8,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UsageError
+from pipeline.errors import PipelineError, UsageError
 from pipeline.redact import redact
 from pipeline.track import mapping
 from pipeline.track.journal import JOURNAL
 from pipeline.track.lock import in_use
-from pipeline.track.shipper import sync
+from pipeline.track.shipper import first_run, sync
 from pipeline.track.tracker import set_environment
 
 
 @dataclass(frozen=True)
 class Reaped:
-    """A run that MLflow took for running and that was closed; `silent_s` seconds after its last sign of life."""
+    """A run that MLflow took for running and that was closed; `silent_s` seconds after its last sign of life.
+
+    `problem` says, in one line, why its journal could not be brought into MLflow; it is closed all the same.
+    """
 
     run_id: str
     name: str
     status: str
     silent_s: float
+    problem: str | None = None
 
 
 def reap(uri: str, after_s: float) -> list[Reaped]:
@@ -56,14 +60,23 @@ def reap(uri: str, after_s: float) -> list[Reaped]:
 
 
 def _directory(run: Any) -> Path | None:
-    """Return the run's directory if this machine sees it."""
+    """Return the run's directory if this machine sees it, and it has not become another run's since."""
     path = Path(run.data.tags.get(mapping.RUN_DIR, ""))
-    return path if path.is_absolute() and (path / JOURNAL).is_file() else None
+    if not path.is_absolute():
+        return None
+    try:
+        began = first_run(path / JOURNAL)
+    except OSError:
+        return None
+    return path if began is not None and began.get("uid") == run.data.tags[mapping.UID] else None
 
 
 def _lives(run: Any) -> bool:
     directory = _directory(run)
-    return directory is not None and in_use(directory)
+    try:
+        return directory is not None and in_use(directory)
+    except OSError:  # a lock that can't be looked at says nothing; the heartbeat does
+        return False
 
 
 def _last_sign(run: Any) -> float:
@@ -77,9 +90,17 @@ def _last_sign(run: Any) -> float:
 
 def _close(client: Any, uri: str, run: Any, silent_s: float) -> Reaped:
     run_id, directory = run.info.run_id, _directory(run)
-    if directory is not None:
-        sync(directory, uri, client.get_experiment(run.info.experiment_id).name)
+    problem = None if directory is None else _sync(directory, uri, client.get_experiment(run.info.experiment_id).name)
     if client.get_run(run_id).info.status == "RUNNING":
         client.set_tag(run_id, mapping.REASON, f"no sign of life for {silent_s:.0f} s")
         client.set_terminated(run_id, "FAILED")
-    return Reaped(run_id, run.info.run_name, client.get_run(run_id).info.status, silent_s)
+    return Reaped(run_id, run.info.run_name, client.get_run(run_id).info.status, silent_s, problem)
+
+
+def _sync(directory: Path, uri: str, experiment: str) -> str | None:
+    """Bring a run's journal into MLflow; return what keeps it from there: one bad directory must not hold up the others."""
+    try:
+        sync(directory, uri, experiment)
+    except (PipelineError, OSError) as error:
+        return redact(str(error).splitlines()[0])
+    return None

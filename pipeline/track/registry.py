@@ -3,12 +3,14 @@
 Not here: the model's files (`tracker`).
 """
 
+import logging
 import math
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 CHAMPION = "champion"
+_log = logging.getLogger(__name__)
+_NO_CHAMPION = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
 def register(client: Any, run_id: str, name: str, metric: Mapping[str, float]) -> None:
@@ -19,10 +21,7 @@ def register(client: Any, run_id: str, name: str, metric: Mapping[str, float]) -
     Raises:
         Exception: what MLflow raises.
     """
-    from mlflow.exceptions import MlflowException
-
-    with suppress(MlflowException):  # it is there already; what else may be wrong fails below
-        client.create_registered_model(name)
+    _make(client, name)
     (key, value), *_ = metric.items()
     version = _version(client, run_id, name) or client.create_model_version(
         name, f"runs:/{run_id}/model", run_id=run_id, tags={key: repr(float(value))}
@@ -31,16 +30,38 @@ def register(client: Any, run_id: str, name: str, metric: Mapping[str, float]) -
         client.set_registered_model_alias(name, CHAMPION, version.version)
 
 
+def _make(client: Any, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
 def _version(client: Any, run_id: str, name: str) -> Any:
     """Return the version that a run has already, None if it has none."""
     return next((v for v in client.search_model_versions(f"name='{name}'") if v.run_id == run_id), None)
 
 
 def _champions_value(client: Any, name: str, key: str) -> float:
+    """Return the champion's metric: minus infinity where there is none, infinity where nobody can tell what it is."""
     from mlflow.exceptions import MlflowException
 
     try:
         champion = client.get_model_version_by_alias(name, CHAMPION)
+    except MlflowException as error:
+        if error.error_code in _NO_CHAMPION:
+            return -math.inf
+        raise  # a server that is slow or down has not said that there is none
+    try:
         return float(champion.tags[key])
-    except (MlflowException, KeyError, ValueError):
-        return -math.inf
+    except (KeyError, ValueError):
+        _log.warning(
+            "%s: version %s stays the champion, as it has no number in its tag %s to beat; set that tag, or move the alias",
+            name,
+            champion.version,
+            key,
+        )
+        return math.inf

@@ -13,14 +13,14 @@ from pathlib import Path
 from pipeline.config.schema import Track
 from pipeline.errors import PipelineError, UsageError
 from pipeline.redact import redact
-from pipeline.track.cursor import CURSOR, Cursor, Piece, pieces
+from pipeline.track.cursor import CURSOR, Cursor, Piece, aside, pieces
 from pipeline.track.journal import JOURNAL, Record, read
 from pipeline.track.lock import FileLock
 from pipeline.track.runs import read_run
-from pipeline.track.tracker import Tracker, set_environment
+from pipeline.track.tracker import Tracker, set_environment, unreachable
 from pipeline.track.uri import tracking_uri
 
-__all__ = ["Shipper", "SyncResult", "sync", "tracking_uri"]
+__all__ = ["Shipper", "SyncResult", "first_run", "sync", "tracking_uri"]
 _log = logging.getLogger(__name__)
 _POLL_S = 1.0
 _FIRST_PAUSE_S = 1.0
@@ -29,10 +29,14 @@ _HEARTBEAT_S = 60.0
 
 
 class _Delivery:
-    """One journal on its way into one MLflow run, from where the cursor file says that the last process came to."""
+    """One journal on its way into one MLflow run, from where the cursor file says that the last process came to.
 
-    def __init__(self, run_dir: Path, uri: str, experiment: str) -> None:
+    With `guest`, the run keeps the store that it is at home in, if it ever got there, and this one has a cursor of its own.
+    """
+
+    def __init__(self, run_dir: Path, uri: str, experiment: str, *, guest: bool = False) -> None:
         self.run_dir, self.uri, self.shipped = run_dir, uri, 0
+        self._guest, self._file = guest, CURSOR
         self._journal = run_dir / JOURNAL
         self._lock = FileLock(run_dir / f"{CURSOR}.lock")
         self._locked = False
@@ -40,20 +44,24 @@ class _Delivery:
         self._next_heartbeat = 0.0
         self.cursor = Cursor(redact(uri), experiment)
 
-    def advance(self, stop: Callable[[], bool] = lambda: False) -> None:
+    def advance(self, stop: Callable[[], bool] = lambda: False, *, again: bool = True) -> None:
         """Ship what stands complete in the journal, or up to the piece at which `stop` says so.
+
+        With `again`, try once more what the store has refused to take.
 
         Raises:
             Exception: what MLflow and the file system raise; calling again goes on where it failed.
         """
         self._begin()
-        record = _first_run(self._journal)
+        record = first_run(self._journal)
         if record is None:
             return
         if self._tracker is None:
             self._tracker = Tracker(self.uri, self.cursor.experiment)
         if self.cursor.run_id is None:
             self._keep(replace(self.cursor, run_id=self._tracker.find_or_start(record)))
+        if again and self.cursor.failed:
+            self._retry(self._tracker)
         for piece in pieces(self._journal, self.cursor.offset, self.cursor.high_water):
             self._ship(self._tracker, piece)
             self._keep(self.cursor.after(piece))
@@ -92,13 +100,24 @@ class _Delivery:
             )
         self._locked = True
         saved = Cursor.load(self.run_dir)
+        if self._guest and saved is not None and saved.run_id is not None and saved.uri != self.cursor.uri:
+            self._file = aside(self.cursor.uri)
+            saved = Cursor.load(self.run_dir, self._file)
         if saved is not None and (saved.uri, saved.experiment) == (self.cursor.uri, self.cursor.experiment):
             # What MLflow has stays counted even where a power cut has taken it from the journal.
             self.cursor = saved if saved.fits(self._journal) else replace(saved, offset=0)
-        self.cursor.save(self.run_dir)
+
+    def settle(self) -> None:
+        """Note where a run that has been nowhere belongs, before MLflow has answered: `sync` then knows it.
+
+        Raises:
+            OSError: if the directory can't be written.
+        """
+        if Cursor.load(self.run_dir) is None:
+            self.cursor.save(self.run_dir)
 
     def _keep(self, cursor: Cursor) -> None:
-        cursor.save(self.run_dir)
+        cursor.save(self.run_dir, self._file)
         self.cursor = cursor
 
     def _ship(self, tracker: Tracker, piece: Piece) -> None:
@@ -112,10 +131,34 @@ class _Delivery:
             tracker.status(run_id, event)
         elif event["kind"] == "warning":
             tracker.warn(run_id, event)
-        elif event["kind"] == "artifact":
-            tracker.artifact(run_id, event, self.run_dir)
-        elif event["kind"] == "model":
-            tracker.model(run_id, event, self.run_dir)
+        else:
+            reason = self._upload(tracker, event)
+            if reason is not None and all(event != there["event"] for there in self.cursor.failed):
+                self._note(tracker, [*self.cursor.failed, {"event": event, "reason": reason}])
+
+    def _upload(self, tracker: Tracker, event: Record) -> str | None:
+        """Store a file, a folder or a model; return why the store does not take it: that must not hold up all the rest."""
+        run_id = str(self.cursor.run_id)
+        try:
+            if event["kind"] == "model":
+                tracker.model(run_id, event, self.run_dir)
+            else:
+                tracker.artifact(run_id, event, self.run_dir)
+        except Exception as error:
+            if unreachable(error):
+                raise
+            tracker.look(run_id)  # raises where it is the whole store that fails: that passes
+            return _one_line(error)
+        return None
+
+    def _retry(self, tracker: Tracker) -> None:
+        tried = [there | {"reason": self._upload(tracker, there["event"])} for there in self.cursor.failed]
+        self._note(tracker, [there for there in tried if there["reason"] is not None])
+        self._keep(self.cursor)
+
+    def _note(self, tracker: Tracker, failed: list[Record]) -> None:
+        tracker.failed(str(self.cursor.run_id), [_failure(there) for there in failed])
+        self.cursor = replace(self.cursor, failed=failed)
 
 
 class Shipper:
@@ -132,6 +175,7 @@ class Shipper:
         self._abandoned = threading.Event()
         self._drained = False
         self._lost = False
+        self._told = False
         self._thread = threading.Thread(target=self._work, name="mlflow-shipper", daemon=True)
 
     @property
@@ -147,10 +191,11 @@ class Shipper:
     def start(self) -> None:
         """Start to follow the journal."""
         set_environment()
+        self._delivery.settle()
         self._thread.start()
 
     def close(self, drain_s: float) -> bool:
-        """Ship what is left, for `drain_s` seconds at most, and return whether everything is in MLflow.
+        """Ship what is left, for `drain_s` seconds at most, and return whether everything is in MLflow, each file too.
 
         What is not is brought there by `sync`. Calling it before `start` ships nothing.
         """
@@ -165,9 +210,9 @@ class Shipper:
             pause = 0.0
             while not self._abandoned.is_set():
                 last = self._closing.is_set()
-                if self._pass():
+                if self._pass(last):
                     if last:
-                        self._drained = not self._abandoned.is_set()
+                        self._drained = not self._abandoned.is_set() and not self._delivery.cursor.failed
                         return
                     pause = 0.0
                     self._closing.wait(_POLL_S)
@@ -177,11 +222,11 @@ class Shipper:
         finally:
             self._delivery.end()
 
-    def _pass(self) -> bool:
+    def _pass(self, last: bool) -> bool:
         """Ship what there is; return whether that worked."""
         shown = redact(self._delivery.uri)
         try:
-            self._delivery.advance(self._abandoned.is_set)
+            self._delivery.advance(self._abandoned.is_set, again=last)
             self._delivery.heartbeat()
         except Exception as error:
             if not self._lost:
@@ -191,6 +236,10 @@ class Shipper:
         if self._lost:
             _log.warning("tracking: %s is back and has got everything up to here", shown)
         self._lost = False
+        if self._delivery.cursor.failed and not self._told:
+            self._told = True
+            reason = _failure(self._delivery.cursor.failed[0])
+            _log.warning("tracking: %s does not take %s; the rest goes on, and `sync` tries this again", shown, reason)
         return True
 
 
@@ -208,10 +257,11 @@ class SyncResult:
 def sync(run_dir: Path, uri: str | None = None, experiment: str | None = None) -> SyncResult:
     """Ship what is left of a run's journal, now; a run that died without a word is marked FAILED in MLflow.
 
-    Without `uri` and `experiment`, into those that the run was started with.
+    Without `uri` and `experiment`, into those that the run was started with. Another `uri` does not change which these are.
 
     Raises:
-        UsageError: if there is no run, another process ships it, or the store refuses or can't be reached.
+        UsageError: if there is no run, another process ships it, or the store refuses or can't be reached. Of files that
+            it does not take it is raised last, with all the rest in MLflow.
         ConfigError: if the address is none.
     """
     record = _run_to_sync(run_dir)
@@ -220,7 +270,7 @@ def sync(run_dir: Path, uri: str | None = None, experiment: str | None = None) -
         saved = Cursor.load(run_dir)
         experiment = saved.experiment if saved else record["config"].get("track.experiment", "default")
     set_environment()
-    delivery = _Delivery(run_dir, place, experiment)
+    delivery = _Delivery(run_dir, place, experiment, guest=uri is not None)
     try:
         delivery.advance()
         run = read_run(run_dir)
@@ -232,16 +282,27 @@ def sync(run_dir: Path, uri: str | None = None, experiment: str | None = None) -
         raise UsageError(f"{redact(place)}: {_one_line(error)}; check the address (track.uri) and sync again") from error
     finally:
         delivery.end()
+    if delivery.cursor.failed:
+        failed = delivery.cursor.failed
+        raise UsageError(
+            f"{redact(place)}: {len(failed)} of the run's files not stored, the rest is: {_failure(failed[0])}; "
+            "mend that and sync again"
+        )
     return SyncResult(run_dir, redact(place), experiment, str(delivery.cursor.run_id), delivery.shipped)
 
 
-def _first_run(journal: Path) -> Record | None:
+def first_run(journal: Path) -> Record | None:
+    """Return the record that a run begins with, None if it died before.
+
+    Raises:
+        OSError: if the journal can't be read.
+    """
     return next((record for record, _ in read(journal) if record["kind"] == "run"), None)
 
 
 def _run_to_sync(run_dir: Path) -> Record:
     try:
-        found = _first_run(run_dir / JOURNAL)
+        found = first_run(run_dir / JOURNAL)
     except OSError as error:
         raise UsageError(f"{run_dir}: can't read {JOURNAL}: {error.strerror}; give the directory of a run") from error
     if found is None:
@@ -259,6 +320,11 @@ def _place(run_dir: Path, record: Record, uri: str | None) -> str:
     if saved is not None:
         return saved.uri
     return tracking_uri(Track(uri=record["config"].get("track.uri")), run_dir.parent)
+
+
+def _failure(there: Record) -> str:
+    """Return `PATH (REASON)` of a file that the store did not take."""
+    return f"{there['event']['path']} ({there['reason']})"
 
 
 def _one_line(error: Exception) -> str:

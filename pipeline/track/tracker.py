@@ -131,6 +131,17 @@ class Tracker:
         else:
             self._client.set_terminated(run_id, record["status"], milliseconds(record))
 
+    def look(self, run_id: str) -> None:
+        """Raise if the store does not answer."""
+        self._client.get_run(run_id)
+
+    def failed(self, run_id: str, what: Sequence[str]) -> None:
+        """Tell in a tag which files the store did not take; none takes the tag away."""
+        if what:
+            self._client.set_tag(run_id, mapping.FAILED, mapping.tag("\n".join(what)))
+        elif mapping.FAILED in self._client.get_run(run_id).data.tags:
+            self._client.delete_tag(run_id, mapping.FAILED)
+
     def heartbeat(self, run_id: str) -> None:
         """Tell that the run lives."""
         self._client.set_tag(run_id, mapping.HEARTBEAT, f"{time.time():.0f}")
@@ -158,6 +169,18 @@ class Tracker:
             self._client.log_artifacts(run_id, str(path), MODEL)
         if record.get("register"):
             registry.register(self._client, run_id, mapping.name(record["register"]), {record["metric"]: record["value"]})
+
+
+def unreachable(error: BaseException | None) -> bool:
+    """Return whether an error comes from the way to the store, so that trying again may help."""
+    from requests.exceptions import ConnectionError as NoConnection
+    from requests.exceptions import Timeout
+
+    while error is not None:
+        if isinstance(error, ConnectionError | TimeoutError | NoConnection | Timeout):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 @contextmanager

@@ -177,3 +177,16 @@ def test_credentials_in_addresses_are_not_shown() -> None:
     cfg = load(None, ["track.uri=https://bob:s3cr3t@host/path"])
     assert "s3cr3t" not in to_yaml(cfg) and "host/path" in to_yaml(cfg)
     assert cfg.track.uri == "https://bob:s3cr3t@host/path"
+
+
+@pytest.mark.parametrize("name", ["team/resnet", "a:b", ".", "..a", " "])
+def test_a_name_that_mlflows_registry_would_refuse_is_refused_before_training(tmp_path: Path, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils.validation import _validate_model_name
+
+    with pytest.raises(MlflowException):
+        _validate_model_name(name)
+    path = write(tmp_path / "c.yaml", yaml.safe_dump({"track": {"register": name}}))
+    (line,) = problems(path)
+    assert "track.register: must be a name without / and :" in line
+    assert load(write(path, "track: {register: my-net.v2}\n")).track.register_ == "my-net.v2"

@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from pipeline.__main__ import main
 from pipeline.errors import UsageError
 from pipeline.track.journal import Journal
 from pipeline.track.lock import RunLock
@@ -74,3 +75,36 @@ def test_a_run_whose_journal_is_elsewhere_goes_by_its_heartbeat(tmp_path, begin,
 def test_a_store_that_cant_be_reached():
     with pytest.raises(UsageError, match=r"^http://127.0.0.1:1: .*check the address"):
         reap("http://127.0.0.1:1", 0)
+
+
+def test_a_dead_run_whose_directory_another_run_took_over_is_closed(tmp_path, begin, uri, stored):
+    directory = tmp_path / "first"
+    start(directory, begin, uri)
+    shutil.rmtree(directory)
+    directory.mkdir()
+    with RunLock(directory), Journal(directory) as journal:
+        begin(journal, uid="second")
+        sync(directory, uri, "tests")
+        (found,) = reap(uri, after_s=500)
+    assert found.run_id == stored("first")[0].info.run_id
+    assert stored("first")[0].info.status == "FAILED"
+    assert stored("second")[0].info.status == "RUNNING"
+
+
+def test_a_bad_directory_costs_a_line_and_holds_up_no_other_run(tmp_path, begin, uri, stored, capsys):
+    for name in ("one", "two", "three"):
+        start(tmp_path / name, begin, uri)
+    cursor = tmp_path / "two" / "mlflow.json"
+    cursor.unlink()
+    (tmp_path / "two" / "mlflow.json.tmp").mkdir()  # so that no cursor can be written
+    with pytest.raises(SystemExit) as ended:
+        main(["reap", "--uri", uri, "--after", "0"])
+    told = capsys.readouterr()
+    assert ended.value.code == 1
+    assert len(told.out.splitlines()) == 3
+    (line,) = told.err.splitlines()
+    assert ": not brought up to date: " in line and "two" in line
+    assert {stored(name)[0].info.status for name in ("one", "two", "three")} == {"FAILED"}
+    with pytest.raises(SystemExit) as ended:
+        main(["reap", "--uri", uri, "--after", "0"])
+    assert ended.value.code == 0

@@ -1,6 +1,7 @@
 import logging
 import os
 import queue
+import shutil
 import signal
 import socket
 
@@ -196,6 +197,40 @@ def test_sync_without_an_address_goes_where_the_training_went(tmp_path, begin, u
         assert Cursor.load(run_dir).experiment == "saved"
 
 
+def test_an_address_that_fails_leaves_the_cursor_and_another_one_leaves_the_runs_home(tmp_path, begin, uri, stored, template):
+    with Journal(tmp_path) as journal:
+        begin(journal)
+        train(journal, range(5))
+    home = sync(tmp_path, uri, "tests")
+    before = Cursor.load(tmp_path)
+    with pytest.raises(UsageError, match="check the address"):
+        sync(tmp_path, "http://me:hidden@127.0.0.1:1")
+    assert Cursor.load(tmp_path) == before
+    shutil.copy(template, tmp_path / "other.db")
+    other = f"sqlite:///{tmp_path / 'other.db'}"
+    assert [sync(tmp_path, other).points for _ in range(2)] == [10, 0]
+    with Journal(tmp_path) as journal:
+        train(journal, range(5, 6))
+    again = sync(tmp_path)
+    assert (again.uri, again.run_id, again.points) == (uri, home.run_id, 2)
+    assert sync(tmp_path, other).points == 2
+    assert stored()[1] == once(["train/loss", "perf/images_per_s"], range(6))
+    assert "hidden" not in "".join(path.read_text() for path in tmp_path.glob("*.json"))
+
+
+def test_a_run_that_got_nowhere_is_at_home_where_it_first_arrives(tmp_path, begin, uri):
+    with Journal(tmp_path) as journal:
+        begin(journal)
+        shipper = Shipper(tmp_path, "http://127.0.0.1:1", "tests")
+        shipper.start()
+        shipper.close(0)
+        shipper._thread.join()
+    assert Cursor.load(tmp_path).uri == "http://127.0.0.1:1"
+    found = sync(tmp_path, uri)
+    assert found.experiment == "tests"
+    assert sync(tmp_path).uri == uri
+
+
 def test_what_cant_be_synced_is_told_in_one_line(tmp_path, begin, uri):
     with pytest.raises(UsageError, match=r"can't read journal.jsonl: No such file"):
         sync(tmp_path, uri)
@@ -238,6 +273,39 @@ def test_a_server_that_accepts_and_never_answers_holds_up_nobody(tmp_path, begin
     shipper._thread.join()
     assert shipper.run_id is None
     assert warned.empty()
+
+
+def test_a_file_that_cant_be_stored_holds_up_nothing_else_and_sync_tries_it_again(tmp_path, begin, uri, stored, warned):
+    from mlflow.artifacts import list_artifacts
+
+    (tmp_path / "mlartifacts").touch()  # not a folder
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(name)
+    with Journal(tmp_path) as journal:
+        begin(journal)
+        shipper = Shipper(tmp_path, uri, "tests")
+        shipper.start()
+        for name in ("a.txt", "b.txt"):
+            journal.event("artifact", path=name, artifact_path="config")
+        train(journal, range(5))
+        journal.event("status", status="FINISHED", reason="")
+        assert shipper.close(PATIENT_S) is False
+    assert "does not take a.txt (" in warned.get(timeout=PATIENT_S)
+    assert warned.empty()
+    run, counts = stored()
+    assert run.info.status == "FINISHED"
+    assert counts == once(["train/loss", "perf/images_per_s"], range(5))
+    assert [line.split()[0] for line in run.data.tags["tracking.failed"].splitlines()] == ["a.txt", "b.txt"]
+    with pytest.raises(
+        UsageError, match=r"2 of the run's files not stored, the rest is: a.txt \(.*; mend that and sync again$"
+    ):
+        sync(tmp_path)
+    (tmp_path / "mlartifacts").unlink()
+    sync(tmp_path)
+    run, _ = stored()
+    assert "tracking.failed" not in run.data.tags
+    found = list_artifacts(run_id=run.info.run_id, artifact_path="config", tracking_uri=uri)
+    assert [file.path for file in found] == ["config/a.txt", "config/b.txt"]
 
 
 def test_a_store_that_is_down_is_told_once_and_gets_all_when_it_is_back(tmp_path, begin, uri, stored, warned):
