@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.errors import UsageError
 from pipeline.output import put
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def compare(runs: tuple[str, ...], **options: Any) -> None:
     for flag in ("json_to", "csv_to"):
         _refuse_run(f"--{flag.removesuffix('_to')}", options[flag])
     if options["json_to"] == options["csv_to"] == "-":
-        raise click.UsageError("--json and --csv: both would be printed; give one of them a FILE")
+        raise UsageError("--json and --csv: both would be printed; give one of them a FILE")
     failing = condition.parse(options["fail_if"]) if options["fail_if"] is not None else None
     metrics = (options["metric"], *(name.removeprefix("best:") for name in (failing.names if failing else ())))
     place = select.Place(options["root"], options["uri"], options["experiments"], options["source"], metrics)
@@ -75,7 +76,7 @@ def compare(runs: tuple[str, ...], **options: Any) -> None:
 def _refuse_run(flag: str, value: str | None) -> None:
     """Refuse what follows --json or --csv and is meant as a RUN or a command, which it would take for its FILE."""
     if value is not None and (value.startswith("tag:") or value == "watch" or Path(value).is_dir()):
-        raise click.UsageError(f"{flag} {value}: is no file; to print, write {flag} last, or {flag}=-")
+        raise UsageError(f"{flag} {value}: is no file; to print, write {flag} last, or {flag}=-")
 
 
 def _emit(found: "Report", json_to: str | None, csv_to: str | None) -> None:
@@ -114,7 +115,7 @@ def runs(context: click.Context, /, **options: Any) -> None:
     _refuse_run("--json", options["json_to"])
     query = listing.Query(*(options[key] for key in ("where", "sort", "reverse", "group_by", "columns")))
     if not options["root"].is_dir():
-        raise click.UsageError(f"--root {options['root']}: no such folder; give the one that the runs are in")
+        raise UsageError(f"--root {options['root']}: no such folder; give the one that the runs are in")
     found = listing.choose(list_runs(options["root"]), query)
     if options["json_to"] is None:
         click.echo(listing.render(found, query))
@@ -134,5 +135,5 @@ def runs_watch(context: click.Context, /, every_s: float, root: Path | None) -> 
 
     root = root or context.obj
     if not root.is_dir():
-        raise click.UsageError(f"--root {root}: no such folder; give the one that the runs are in")
+        raise UsageError(f"--root {root}: no such folder; give the one that the runs are in")
     listing.watch(root, every_s, clear=sys.stdout.isatty())

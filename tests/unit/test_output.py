@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from pipeline.__main__ import cli
 
-COMMANDS = [["runs", "--root", "none"], ["config", "describe"], ["config", "show", "configs/demo.yaml"]]
+COMMANDS = [["runs", "--root", "docs"], ["config", "describe"], ["config", "show", "configs/demo.yaml"]]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=str)
