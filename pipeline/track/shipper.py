@@ -57,7 +57,9 @@ class _Delivery:
         if record is None:
             return
         if self._tracker is None:
-            self._tracker = Tracker(self.uri, self.cursor.experiment)
+            tracker = Tracker(self.uri, self.cursor.experiment)
+            self._check(tracker, record)
+            self._tracker = tracker  # only now: what fails above is done again
         if self.cursor.run_id is None:
             self._keep(replace(self.cursor, run_id=self._tracker.find_or_start(record)))
         if again and self.cursor.failed:
@@ -106,6 +108,19 @@ class _Delivery:
         if saved is not None and (saved.uri, saved.experiment) == (self.cursor.uri, self.cursor.experiment):
             # What MLflow has stays counted even where a power cut has taken it from the journal.
             self.cursor = saved if saved.fits(self._journal) else replace(saved, offset=0)
+
+    def _check(self, tracker: Tracker, record: Record) -> None:
+        """Begin anew where the store has lost the run that the cursor tells of, as one made afresh or from a backup has."""
+        if self.cursor.run_id is None:
+            return
+        state = tracker.state(self.cursor.run_id, record["uid"])
+        if state == "deleted":
+            raise UsageError(
+                f"{self.run_dir}: its run is deleted in {redact(self.uri)}; bring it back with "
+                f"`mlflow runs restore --run-id {self.cursor.run_id}`"
+            )
+        if state == "missing":
+            self.cursor = Cursor(self.cursor.uri, self.cursor.experiment)
 
     def settle(self) -> None:
         """Note where a run that has been nowhere belongs, before MLflow has answered: `sync` then knows it.

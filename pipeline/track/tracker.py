@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.track import mapping, registry
 from pipeline.track.cursor import POINTS_PER_CALL, Point
@@ -82,6 +82,20 @@ class Tracker:
             self._experiment_id, milliseconds(record), {mapping.UID: record["uid"]}, run_name=record["name"]
         )
         return str(run.info.run_id)
+
+    def state(self, run_id: str, uid: str) -> Literal["there", "deleted", "missing"]:
+        """Return what the store has of the run with this id; one with another uid is not it."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            run = self._client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return "missing"
+        if run.data.tags.get(mapping.UID) != uid:
+            return "missing"
+        return "deleted" if run.info.lifecycle_stage == "deleted" else "there"
 
     def points(self, run_id: str, points: tuple[Point, ...]) -> None:
         """Store metric points; one that is there already stays as it is."""

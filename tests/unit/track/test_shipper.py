@@ -308,6 +308,34 @@ def test_a_file_that_cant_be_stored_holds_up_nothing_else_and_sync_tries_it_agai
     assert [file.path for file in found] == ["config/a.txt", "config/b.txt"]
 
 
+def test_a_store_that_has_lost_the_run_gets_all_of_it_again(tmp_path, begin, uri, stored, template):
+    with Journal(tmp_path) as journal:
+        begin(journal)
+        train(journal, range(5))
+        journal.event("status", status="FINISHED", reason="")
+    first = sync(tmp_path, uri, "tests")
+    shutil.copy(template, tmp_path / "mlflow.db")
+    again = sync(tmp_path)
+    assert again.points == 10 and again.run_id != first.run_id
+    run, counts = stored()
+    assert (run.info.run_id, run.info.status) == (again.run_id, "FINISHED")
+    assert counts == once(["train/loss", "perf/images_per_s"], range(5))
+    stored.client.set_tag(again.run_id, "run.uid", "somebody else")
+    assert sync(tmp_path).points == 10
+    assert stored()[0].info.run_id != again.run_id
+
+
+def test_a_run_deleted_in_mlflow_is_told_with_the_remedy(tmp_path, begin, uri, stored):
+    with Journal(tmp_path) as journal:
+        begin(journal)
+    run_id = sync(tmp_path, uri, "tests").run_id
+    stored.client.delete_run(run_id)
+    with pytest.raises(UsageError, match=f"is deleted in .*; bring it back with `mlflow runs restore --run-id {run_id}`$"):
+        sync(tmp_path)
+    stored.client.restore_run(run_id)
+    assert sync(tmp_path).run_id == run_id
+
+
 def test_a_store_that_is_down_is_told_once_and_gets_all_when_it_is_back(tmp_path, begin, uri, stored, warned):
     database = tmp_path / "mlflow.db"
     hidden = database.rename(tmp_path / "hidden.db")
