@@ -67,7 +67,7 @@ def find(texts: Sequence[str], place: Place) -> list[RunData]:
 
 def _meant(text: str, place: Place) -> list[RunData]:
     directory = Path(text)
-    if place.source != "mlflow" and text and _holds_runs(directory):
+    if place.source != "mlflow" and text and _is_folder(directory):
         return _below(directory)
     here = [run for run in place.journals if run.uid and _matches(run, text)]
     if here:
@@ -78,8 +78,8 @@ def _meant(text: str, place: Place) -> list[RunData]:
     raise UsageError(f"{text}: no such run {_looked(place)}; {_hint(place.journals)}")
 
 
-def _holds_runs(directory: Path) -> bool:
-    """Return whether a path is a folder; one without runs that has the name of a run does not stand in its way."""
+def _is_folder(directory: Path) -> bool:
+    """Return whether a path is a folder."""
     try:
         return directory.is_dir()
     except OSError:  # a name too long for a path is none

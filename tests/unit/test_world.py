@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 
 from pipeline.errors import DataError, PipelineError, WorldError
@@ -77,3 +80,17 @@ def test_alone_together_returns_or_raises() -> None:
     assert World().together(lambda: 3) == 3
     with pytest.raises(PipelineError, match="bad"):
         World().together(fail)
+
+
+def test_leaving_an_open_group_keeps_the_code_and_takes_nothing_down() -> None:
+    code = """
+import atexit, torch.distributed as dist
+from pipeline.world import leave
+leave(3)  # no group: returns
+atexit.register(lambda: print("taken down"))
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+print("said before")
+leave(75)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (75, "said before\n"), done.stderr
