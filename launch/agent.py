@@ -19,7 +19,7 @@ import torch
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, LogsSpecs, Std
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.elastic.rendezvous.api import RendezvousError
+from torch.distributed.elastic.rendezvous.api import RendezvousConnectionError, RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from launch import network, worker
@@ -64,7 +64,7 @@ def run(group: Group, arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="launch-") as folder, _signals(Path(folder)) as stopping:
         try:
             with _environment(group, Path(folder)) as address:
-                elastic_launch(_config(group, address), sys.executable)("-u", "-P", "-m", "launch.worker", *arguments)
+                _launch(group, address, arguments)
         except ChildFailedError as error:
             return _REQUEUE if stopping else _exit_code(error)
         except SignalException:
@@ -77,10 +77,23 @@ def run(group: Group, arguments: Sequence[str]) -> int:
         return _outcome(worker.outcomes(Path(folder)))
 
 
-def _config(group: Group, address: str | None) -> LaunchConfig:
+def _launch(group: Group, address: str | None, arguments: Sequence[str]) -> None:
+    """Run the workers; the first node at the endpoint's address is its host, and others on the same machine are not."""
+    here = group.max_nodes > 1 and group.is_host is None and network.is_here(group.endpoint)
+    for is_host in (True, False) if here else (bool(group.is_host),):
+        try:
+            elastic_launch(_config(group, address, is_host), sys.executable)("-u", "-P", "-m", "launch.worker", *arguments)
+        except RendezvousConnectionError:
+            if not (here and is_host):
+                raise
+        else:
+            return
+
+
+def _config(group: Group, address: str | None, is_host: bool) -> LaunchConfig:
     configs: dict[str, object] = {"timeout": group.join_timeout_s}
     if group.max_nodes > 1:  # torch would compare host names, which several addresses may have
-        configs["is_host"] = network.is_here(group.endpoint) if group.is_host is None else group.is_host
+        configs["is_host"] = is_host
     return LaunchConfig(
         min_nodes=group.min_nodes,
         max_nodes=group.max_nodes,
@@ -129,7 +142,10 @@ def _environment(group: Group, folder: Path) -> Iterator[str | None]:
 
 @contextmanager
 def _signals(folder: Path) -> Iterator[list[int]]:
-    """Pass signals on to the workers for the time of the `with` block; yield the list of those that came."""
+    """Pass signals on to the workers for the time of the `with` block; yield the list of those that came.
+
+    They are ignored from then on: one that comes when the outcome is known must not change the exit code.
+    """
     came: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
@@ -141,12 +157,13 @@ def _signals(folder: Path) -> Iterator[list[int]]:
         if not workers:  # still waiting for the other nodes: there is nothing to save
             raise SignalException("stopped before the workers were started", signal.Signals(number))
 
-    before = {number: signal.signal(number, forward) for number in SIGNALS}
+    for number in SIGNALS:
+        signal.signal(number, forward)
     try:
         yield came
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _outcome(codes: Sequence[int]) -> int:

@@ -1,10 +1,12 @@
 """One training process under the elastic agent: `python -m pipeline train`, with an end that the agent does not mistake.
 
 The agent restarts whatever does not exit with 0. Being done, stopped on request and bad input are ends for good: they
-are noted in a folder that the agent's process reads, and become exit code 0. Not here: training.
+are noted in a folder that the agent's process reads, and become exit code 0. Nothing may change that on the way out: the
+agents of other nodes have seen their workers end, and a restart would wait for them in vain. Not here: training.
 """
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,7 +51,9 @@ def main(arguments: Sequence[str]) -> int:
 def train(arguments: Sequence[str]) -> int:
     """Run `python -m pipeline train ARGUMENTS` in this process and return its exit code."""
     from pipeline.__main__ import main as pipeline
+    from pipeline.train.preemption import StopFlag
 
+    StopFlag.afterwards = signal.SIG_IGN
     try:
         pipeline(["train", *arguments])
     except SystemExit as error:
@@ -64,6 +68,6 @@ def _write(path: Path, number: int) -> None:
 
 if __name__ == "__main__":
     ended = main(sys.argv[1:])
-    from pipeline.__main__ import end
-
-    end(ended)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(ended)  # past the interpreter's farewell, in which a library may still abort

@@ -126,7 +126,7 @@ class World:
         if not self.joined:
             return work()
         if self.is_main:
-            with ThreadPoolExecutor(1) as pool:
+            with ThreadPoolExecutor(1, initializer=lambda: _use(self.device)) as pool:
                 future = pool.submit(work)
                 while not self._agree(bool(wait([future], timeout=_SIGN_OF_LIFE_S).done)):
                     pass
@@ -248,6 +248,12 @@ def _device(local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
+def _use(device: torch.device) -> None:
+    """Make a GPU the current one of this thread."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
 @contextmanager
 def join(world: World, *, backend: str = "auto", timeout_s: float = 300) -> Iterator[World]:
     """Form the process group for the time of the `with` block and yield the joined world.
@@ -256,8 +262,7 @@ def join(world: World, *, backend: str = "auto", timeout_s: float = 300) -> Iter
         WorldError: if the group can't be formed because of what was asked for, such as a port in use.
         PeerLost: if a peer does not come, or goes.
     """
-    if world.device.type == "cuda":
-        torch.cuda.set_device(world.device)
+    _use(world.device)
     if world.size == 1:
         yield world
         return

@@ -21,6 +21,9 @@ class StopFlag:
     Another signal does not: a scheduler's warning (USR1) is followed by its SIGTERM while the state is being saved.
     """
 
+    afterwards: signal.Handlers | None = None
+    """What signals do once training has ended, in place of what they did before: a launcher's worker ignores them."""
+
     def __init__(self, run_dir: Path, max_time_s: float | None = None) -> None:
         self.reason = ""
         self.signal: int | None = None
@@ -36,9 +39,9 @@ class StopFlag:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Put the earlier handlers back."""
+        """Put the earlier handlers back, or `afterwards`."""
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler if self.afterwards is None else self.afterwards)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()

@@ -160,22 +160,31 @@ def _train(state: State, run: RunDir) -> None:
 
 
 def _fit(state: State, run: RunDir) -> None:
-    cfg, store = state.cfg, checkpoint.Store(run.checkpoints, state.cfg.train.keep_checkpoints)
-    with StopFlag(run.path, cfg.train.max_time) as flag, Machines(state.world, cfg.track.system_every_s) as machines:
-        record = state.world.together(lambda: Record(state, run, flag, machines, sys.argv) if state.world.is_main else None)
-        if record is None:
-            engine.fit(state, store, flag, report.Silent(machines))
-            return
-        report.say(report.opening(state, run.path))
-        with record:
-            with state.world.watched():  # in here, so that the record names who was lost
-                engine.fit(state, store, flag, record.reporter)
-            _finish(state, run, record)
-        report.say(report.table(report.summary(state), run.path, record.whereabouts()))
+    cfg, world, store = state.cfg, state.world, checkpoint.Store(run.checkpoints, state.cfg.train.keep_checkpoints)
+    with StopFlag(run.path, cfg.train.max_time) as flag, Machines(world, cfg.track.system_every_s) as machines:
+        record = world.together(lambda: Record(state, run, flag, machines, sys.argv) if world.is_main else None)
+        with contextlib.ExitStack() as held:
+            if record is None:
+                engine.fit(state, store, flag, report.Silent(machines))
+            else:
+                report.say(report.opening(state, run.path))
+                held.enter_context(record)
+                with world.watched():  # in here, so that the record names who was lost
+                    engine.fit(state, store, flag, record.reporter)
+            kept = held.pop_all()
+        # The others wait for rank 0: where they have gone already, it could not come back if it died over this.
+        world.main_first(lambda: _finish(state, run, record, kept) if record else None)
+        if record is not None:
+            report.say(report.table(report.summary(state), run.path, record.whereabouts()))
 
 
-def _finish(state: State, run: RunDir, record: Record) -> None:
-    """Write the final weights and the figures that runs are compared by."""
+def _finish(state: State, run: RunDir, record: Record, kept: contextlib.ExitStack) -> None:
+    """Write the final weights and the figures that runs are compared by, and close the record with them."""
+    with kept:
+        _write(state, run, record)
+
+
+def _write(state: State, run: RunDir, record: Record) -> None:
     about = {"config": to_yaml(state.cfg), "class_names": json.dumps(state.dataset.classes), "run_uid": run.uid}
     weights.save(state.model, run.weights, about)
     record.artifact(run.weights, "weights")
