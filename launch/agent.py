@@ -3,8 +3,10 @@
 Not here: what the processes do (`launch.worker`), and what is done about the outcome (`launch.job`).
 """
 
+import json
 import logging
 import os
+import shlex
 import signal
 import sys
 import tempfile
@@ -24,6 +26,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from launch import network, worker
 from pipeline.errors import Stopped, UsageError, WorldError
+from pipeline.track.identity import TAGS, typed
 from pipeline.train.preemption import SIGNALS
 
 _JOIN_TIMEOUT_S = 900
@@ -129,6 +132,8 @@ def _environment(group: Group, folder: Path) -> Iterator[str | None]:
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // group.nproc)))
     os.environ[worker.FOLDER] = str(folder)
+    tags = json.loads(os.environ.get(TAGS, "{}"))
+    os.environ[TAGS] = json.dumps({"command": shlex.join(typed(sys.argv))} | tags)  # a job knows what submitted it
     # The workers import what this process does, wherever they are started; `-P` keeps the working directory out.
     code = str(Path(__file__).resolve().parents[1])
     before = os.environ.get("PYTHONPATH")

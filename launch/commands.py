@@ -5,6 +5,7 @@ Not here: work; each command reads its options and calls one function elsewhere.
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,14 @@ def read(config: Path, overrides: tuple[str, ...], asked: dict[str, Any]) -> Any
 @click.argument("config", type=_FILE)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @job_options
+@click.option(
+    "--array", metavar="NUMBERS", help="A run for each number, with it as its seed: 0-4, 1,3,7 or 0-9%2 (two at a time)."
+)
 @click.option("--dry-run", is_flag=True, help="Print the batch script, the configuration and the plan; submit nothing.")
 @json_option
-def slurm(config: Path, overrides: tuple[str, ...], dry_run: bool, json_to: str | None, **asked: Any) -> None:
+def slurm(
+    config: Path, overrides: tuple[str, ...], array: str | None, dry_run: bool, json_to: str | None, **asked: Any
+) -> None:
     """Submit the training that the file CONFIG describes to SLURM.
 
     The job comes back by itself after a time limit, a preemption, a lost node or a killed task, under the same job id
@@ -78,12 +84,42 @@ def slurm(config: Path, overrides: tuple[str, ...], dry_run: bool, json_to: str 
     from launch import slurm as work
 
     request = read(config, overrides, asked)
+    if array is not None:
+        _array(request, (config, overrides, array), dry_run, json_to)
+        return
     if dry_run:
         planned = work.dry_run(request)
         emit(planned, json_to, lambda: work.render_dry_run(planned))
         return
     found = work.submit(request)
     emit(found, json_to, lambda: work.render(found))
+
+
+def _array(request: Any, what: tuple[Path, tuple[str, ...], str], dry_run: bool, json_to: str | None) -> None:
+    """Submit one training with many seeds, or show what that would be."""
+    from launch import slurm as work
+    from launch import sweep as sweeps
+
+    config, overrides, array = what
+    numbers, parallel = sweeps.seeds(array)
+    found = sweeps.of_seeds(config, overrides, None, numbers)
+    rows = sweeps.plan(found)
+    if dry_run:
+        place = request.cfg.run.model_copy(update={"dir": found.folder / "array-DATE-ID"})
+        planned = work.dry_run(
+            replace(request, cfg=request.cfg.model_copy(update={"run": place})), (len(numbers), parallel or len(numbers))
+        ) | {"members": rows}
+        emit(planned, json_to, lambda: f"{work.render_dry_run(planned)}\n\n# members\n{sweeps.render(rows)}")
+        return
+    sweeps.remember(found)
+    _submit(found, request, parallel or len(numbers), json_to)
+
+
+def _submit(found: Any, request: Any, parallel: int, json_to: str | None) -> None:
+    from launch import sweep as sweeps
+
+    array = sweeps.submit(found, request, parallel)
+    emit(array, json_to, lambda: "job {job}: {n} members in {folder}".format(n=len(array["members"]), **array))
 
 
 @click.command()
@@ -172,8 +208,7 @@ def sweep(config: Path, values: tuple[str, ...], dry_run: bool, json_to: str | N
         return
     work.remember(found)
     if how["where"] == "slurm":
-        array = work.submit(found, read(config, found.fixed, asked), how["array_parallelism"])
-        emit(array, json_to, lambda: "job {job}: {n} members in {folder}".format(n=len(array["members"]), **array))
+        _submit(found, read(config, found.fixed, asked), how["array_parallelism"], json_to)
         return
     codes = work.run_here(found, how["jobs"], asked["nproc_per_node"])
     rows = [row | {"exit_code": codes.get(row["member"])} for row in work.plan(found)]
@@ -190,13 +225,23 @@ def sweep(config: Path, values: tuple[str, ...], dry_run: bool, json_to: str | N
 def preflight(config: Path, overrides: tuple[str, ...], partition: str | None, nodes: int, json_to: str | None) -> None:
     """Check that the training CONFIG can run here: data, disk, tracker, GPUs, and the cluster's requeue settings.
 
-    Each job checks its own nodes at its start, and names those that are unfit.
+    Under srun or torchrun it checks all nodes together: that they see the same data and run directory, with the same
+    versions and time, and how fast they exchange (all-reduce). Each job checks its own nodes at its start, and names
+    those that are unfit.
     """
     from launch import preflight as work
     from pipeline.config import load
+    from pipeline.world import from_env
 
-    found = work.run(load(config, overrides), partition, nodes)
-    emit(work.as_json(found), json_to, lambda: work.render(found))
+    cfg, world = load(config, overrides), from_env()
+    if world.size > 1:
+        from launch import fabric
+
+        found = fabric.run(cfg, world, partition)
+    else:
+        found = work.run(cfg, partition, nodes)
+    if world.is_main:
+        emit(work.as_json(found), json_to, lambda: work.render(found))
     sys.exit(1 if any(one.state == "failed" for one in found) else 0)
 
 

@@ -86,20 +86,21 @@ def data(cfg: Config) -> Finding:
 
 def writable(place: Path) -> Finding:
     """Check that runs can be written."""
-    above = _existing(place)
+    above = existing(place)
     if os.access(above, os.W_OK):
         return Finding("run directory", "ok", str(place))
     return Finding("run directory", "failed", f"{above}: not writable; choose another run.dir or run.root")
 
 
-def _existing(place: Path) -> Path:
+def existing(place: Path) -> Path:
+    """Return a path, or the nearest folder above it that is there."""
     return next(path for path in (place.absolute(), *place.absolute().parents) if path.exists())
 
 
 def file_system(place: Path, mounts: str) -> str:
     """Return the type of the file system that a path is on, from the text of /proc/mounts."""
     rows = [line.split() for line in mounts.splitlines() if len(line.split()) > 2]
-    path = _existing(place).resolve()
+    path = existing(place).resolve()
     on = [(len(row[1]), row[2]) for row in rows if path.is_relative_to(row[1])]
     return max(on, default=(0, "unknown"))[1]
 
@@ -115,7 +116,7 @@ def shared(place: Path, nodes: int) -> Finding:
 
 def disk(place: Path) -> Finding:
     """Check that there is room for checkpoints."""
-    free = shutil.disk_usage(_existing(place)).free
+    free = shutil.disk_usage(existing(place)).free
     if free >= _ENOUGH_BYTES:
         return Finding("disk", "ok", f"{size(free)} free")
     return Finding("disk", "warning", f"{place}: only {size(free)} free; a run keeps three checkpoints and more")
@@ -139,7 +140,7 @@ def tracker(cfg: Config) -> Finding:
     uri = tracking_uri(cfg.track, cfg.run.root)
     database = sqlite_path(uri)
     if database is not None:
-        good = os.access(_existing(database.parent), os.W_OK)
+        good = os.access(existing(database.parent), os.W_OK)
         return Finding("tracker", "ok" if good else "failed", f"{redact(uri)}{'' if good else ': not writable'}")
     if not uri.startswith("http"):
         return Finding("tracker", "ok", f"{redact(uri)} (not asked)")
@@ -194,8 +195,13 @@ def report(cfg: Config, folder: Path) -> None:
         UsageError: if this node does not see the run directory.
     """
     node = os.environ.get("SLURMD_NODENAME", socket.gethostname())
-    failed = [one.said for one in map(_guarded, (lambda: data(cfg), gpus)) if one.state == "failed"]
-    write_json(folder / f"{node}.json", {"node": node, "time": time.time(), "versions": versions(), "failed": failed})
+    about = {"node": node, "time": time.time(), "versions": versions(), "failed": unfit(cfg)}
+    write_json(folder / f"{node}.json", about)
+
+
+def unfit(cfg: Config) -> list[str]:
+    """Return why this node can't train, if it can't."""
+    return [one.said for one in map(_guarded, (lambda: data(cfg), gpus)) if one.state == "failed"]
 
 
 def compare(folder: Path, expected: int, patience_s: float = _GATHER_S) -> None:

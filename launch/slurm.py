@@ -22,6 +22,7 @@ from pipeline import units
 from pipeline.config import Config, Plan, to_yaml
 from pipeline.errors import UsageError
 from pipeline.redact import redact
+from pipeline.track.identity import typed
 from pipeline.track.lock import FileLock, in_use
 from pipeline.train import rundir
 from pipeline.train.run import plan as plan_of
@@ -250,19 +251,20 @@ def _srun(options: Options) -> list[str]:
     return found
 
 
-def script(request: Request, run_dir: Path, array: int | None = None) -> str:
-    """Return the batch script that would be submitted."""
+def script(request: Request, run_dir: Path, array: tuple[int, int] | None = None) -> str:
+    """Return the batch script that would be submitted; of an array, `array` is its members and how many run at a time."""
     from submitit.slurm.slurm import _make_sbatch_string
 
     folder = Folder(run_dir)
     python = request.options.python or shlex.quote(sys.executable)
     command = f"{python} -u -m submitit.core._submit {shlex.quote(str(folder.jobs))}"
     given = parameters(request, folder)
-    return str(_make_sbatch_string(command=command, folder=folder.jobs, map_count=array, **given))
+    many = {"map_count": array[0], "array_parallelism": array[1]} if array else {}
+    return str(_make_sbatch_string(command=command, folder=folder.jobs, **many, **given))
 
 
-def dry_run(request: Request) -> dict[str, Any]:
-    """Return what would be submitted: script, configuration and plan; nothing is written.
+def dry_run(request: Request, array: tuple[int, int] | None = None) -> dict[str, Any]:
+    """Return what would be submitted (`array`: see `script`): script, configuration and plan; nothing is written.
 
     Raises:
         PipelineError: if configuration, data and world do not fit together.
@@ -275,7 +277,7 @@ def dry_run(request: Request) -> dict[str, Any]:
     gpus = options.nodes * options.gpus_per_node
     return {
         "run_dir": str(run_dir),
-        "script": script(request, run_dir),
+        "script": script(request, run_dir, array),
         "config": to_yaml(placed(request.cfg, run_dir)),
         "plan": plan.as_dict(),
         "gpus": gpus,
@@ -323,7 +325,7 @@ def shown(path: Path) -> Path:
 
 def argv() -> tuple[str, ...]:
     """Return the command line as the user typed it."""
-    return ("python", "-m", "launch", *sys.argv[1:])
+    return tuple(typed(sys.argv))
 
 
 def request(cfg: Config, options: Options, command: Sequence[str] | None = None) -> Request:

@@ -31,6 +31,7 @@ from pipeline.train import rundir
 
 How = Literal["grid", "zip"]
 _RANGE = re.compile(r"^(-?\d+)\.\.(-?\d+)$")
+_ARRAY = re.compile(r"([\d,:-]+)(?:%([1-9]\d*))?")
 _MOST = 1000
 
 
@@ -121,6 +122,32 @@ def make(config: Path, arguments: Sequence[str], name: str | None, how: How, row
     chosen = name or f"{config.stem}-sweep"
     root = load(config, (*fixed, *found[0])).run.root
     return Sweep(chosen, config, fixed, found, (root / chosen).absolute())
+
+
+def seeds(text: str) -> tuple[list[int], int | None]:
+    """Return the numbers of `0-4`, `1,3,7` or `0-9:3`, and after a `%` how many may run at a time, as sbatch's --array has it.
+
+    Raises:
+        UsageError: for anything else.
+    """
+    found = _ARRAY.fullmatch(text)
+    parts = [re.fullmatch(r"(\d+)(?:-(\d+)(?::([1-9]\d*))?)?", part) for part in (found[1].split(",") if found else [])]
+    numbers = [n for part in parts if part for n in range(int(part[1]), int(part[2] or part[1]) + 1, int(part[3] or 1))]
+    if found is None or None in parts or not 0 < len(set(numbers)) == len(numbers) <= _MOST:
+        raise UsageError(f"--array: {text!r} names no runs; write 0-4, 1,3,7 or 0-9%2 (two at a time), at most {_MOST}")
+    return numbers, int(found[2]) if found[2] else None
+
+
+def of_seeds(config: Path, overrides: Sequence[str], name: str | None, numbers: Sequence[int]) -> Sweep:
+    """Return the sweep of one training over seeds.
+
+    Raises:
+        PipelineError: if the configuration can't be used.
+    """
+    cfg = load(config, overrides)
+    chosen = name or f"{cfg.run.name or config.stem}-array"
+    members = tuple((f"seed={n}",) for n in numbers)
+    return Sweep(chosen, config, tuple(overrides), members, (cfg.run.root / chosen).absolute())
 
 
 def plan(sweep: Sweep) -> list[dict[str, Any]]:

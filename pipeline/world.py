@@ -91,6 +91,18 @@ class World:
         dist.broadcast(body, 0)
         return json.loads(bytes(body.tolist()))
 
+    def gather(self, value: Any) -> list[Any]:
+        """Return each rank's `value`, which JSON must be able to hold, in the order of ranks and on every rank."""
+        if not self.joined:
+            return [value]
+        data = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8, device=self.device)
+        lengths = torch.zeros(self.size, dtype=torch.int64, device=self.device)
+        lengths[self.rank] = len(data)
+        known = [int(n) for n in self.sum_(lengths)]
+        table = torch.zeros(self.size, max(known), dtype=torch.uint8, device=self.device)
+        table[self.rank, : len(data)] = data
+        return [json.loads(bytes(row[:n])) for row, n in zip(self.sum_(table).tolist(), known, strict=True)]
+
     def together(self, work: Callable[[], T]) -> T:
         """Run `work` on every rank and leave together if it fails anywhere; it must not exchange anything itself.
 

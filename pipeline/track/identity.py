@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from pipeline.world import World
 
-__all__ = ["TAGS", "device_name", "git_output", "git_state", "launched", "new_uid", "redact", "tags", "versions"]
+__all__ = ["TAGS", "device_name", "git_output", "git_state", "launched", "new_uid", "redact", "tags", "typed", "versions"]
 _CODE = Path(__file__).resolve().parents[1]
 _GIT_TIMEOUT_S = 10
 TAGS = "PIPELINE_TAGS"
@@ -44,9 +44,15 @@ def tags(world: "World", config_digest: str, command: Sequence[str] | None = Non
         "device": device_name(world.device),
         "world_size": str(world.size),
         "config.digest": config_digest,
-        "command": redact(shlex.join(sys.argv if command is None else command)),
+        "command": redact(shlex.join(typed(sys.argv if command is None else command))),
         **launched(),
     }
+
+
+def typed(argv: Sequence[str]) -> list[str]:
+    """Return a command line as it was typed: what Python calls `.../pipeline/__main__.py` was `python -m pipeline`."""
+    program = Path(argv[0])
+    return ["python", "-m", program.parent.name, *argv[1:]] if program.name == "__main__.py" else list(argv)
 
 
 def launched(env: Mapping[str, str] = os.environ) -> dict[str, str]:

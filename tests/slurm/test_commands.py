@@ -101,3 +101,23 @@ def test_a_sweep_is_one_array_with_one_parent(cluster: Any, digits: Path, calm: 
         children = database.execute(query, (found["grid"],)).fetchall()
     assert sorted(found) == ["grid", "grid-0", "grid-1", "grid-2", "grid-3"] and len(children) == 4
     assert "every member has finished" in cluster.launch(*command, "--slurm", "--gpus-per-node", "1", expect=2)
+
+
+def test_an_array_of_seeds(cluster: Any, digits: Path, calm: Any, shared: Path) -> None:
+    config = calm.run_dir / "config.yaml"
+    few = ["train.epochs=4st", "schedule.warmup=0st", "eval.every=4st", f"run.root={shared / 'seeds'}", "track.enabled=false"]
+    command = ["slurm", config, *few, "--gpus-per-node", "1", "--array", "3,5%1"]
+    assert "#SBATCH --array=0-1%1" in cluster.launch(*command, "--dry-run")
+    array = json.loads(cluster.launch(*command, "--json"))
+    runs = [Path(array["folder"]) / f"{n:03d}" for n in range(2)]
+    sys.modules["cluster"].until(lambda: all((run / "model.safetensors").is_file() for run in runs), "both runs", 300)
+    assert [json.loads((run / "launch" / "submission.json").read_text())["run_dir"] for run in runs] == list(map(str, runs))
+    assert ["seed: 3", "seed: 5"] == [(run / "config.yaml").read_text().splitlines()[0] for run in runs]
+
+
+def test_preflight_on_all_nodes(cluster: Any, digits: Path, tmp_path: Path) -> None:
+    there = ["configs/demo.yaml", f"data.root={digits}", f"run.root={tmp_path}"]
+    command = ["srun", "-N2", "-n4", "--ntasks-per-node=2", sys.executable, "-m", "launch", "preflight", *there]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | cluster.env, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 nodes (node1, node2): the same versions" in done.stdout and "over 4 processes in" in done.stdout

@@ -36,6 +36,25 @@ def test_every_combination_or_pairs() -> None:
         sweep.members(["seed=0..1999"], "grid")
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"), [("0-4", ([0, 1, 2, 3, 4], None)), ("1,3,7%2", ([1, 3, 7], 2)), ("0-9:3", ([0, 3, 6, 9], None))]
+)
+def test_the_numbers_of_an_array(text: str, expected: tuple[list[int], int | None]) -> None:
+    assert sweep.seeds(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "a", "4-0", "1,1", "0-4%0", "-1", "0-5000", "1,,2", "0-4:0"])
+def test_what_is_no_array(text: str) -> None:
+    with pytest.raises(UsageError, match="--array: .* write 0-4"):
+        sweep.seeds(text)
+
+
+def test_an_array_is_a_sweep_over_seeds(tmp_path: Path) -> None:
+    found = sweep.of_seeds(Path("configs/demo.yaml"), [f"run.root={tmp_path}", "model.n_blocks=[1, 1]"], None, [3, 5])
+    assert [found.cfg(n).seed for n in (0, 1)] == [3, 5] and found.cfg(1).model.n_blocks == (1, 1)
+    assert found.folder == tmp_path / "demo-array" and found.cfg(1).run.dir == tmp_path / "demo-array" / "001"
+
+
 def test_a_list_file(tmp_path: Path) -> None:
     path = tmp_path / "list.yaml"
     path.write_text("- {optim.lr: 0.1, seed: 3, 'model.n_blocks': [1, 1]}\n- [optim.lr=0.2]\n")

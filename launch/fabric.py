@@ -1,0 +1,85 @@
+"""Preflight over all nodes at once, under srun or torchrun: what each finds, whether they agree, how fast they exchange.
+
+Not here: the checks of one machine (`launch.preflight`).
+"""
+
+import os
+import socket
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from launch import preflight
+from launch.preflight import Finding
+from pipeline.config import Config
+from pipeline.track.identity import new_uid, versions
+from pipeline.units import count, size
+from pipeline.world import World, join
+
+_PROBE_BYTES = 64 * 2**20
+_ROUNDS = 5
+
+
+def run(cfg: Config, world: World, partition: str | None) -> list[Finding]:
+    """Check this world's nodes; return what was found on all of them, the same on every rank.
+
+    Raises:
+        WorldError: if the processes can't form a group.
+        PeerLost: if one of them does not come, or goes.
+    """
+    with join(world, backend=cfg.dist.backend, timeout_s=cfg.dist.timeout_s) as joined:
+        here = preflight.as_json(preflight.run(cfg, partition, 1)) if joined.is_main else None
+        first: list[dict[str, Any]] = joined.from_main(here)
+        reports = [one for one in joined.gather(_report(cfg, joined)) if one["local_rank"] == 0]
+        return [*(Finding(**one) for one in first), *judge(reports), exchange(joined)]
+
+
+def _report(cfg: Config, world: World) -> dict[str, Any]:
+    """Return what this process's node is like; a collective."""
+    place = preflight.existing(cfg.run.dir or cfg.run.root)
+    mark = place / world.from_main(f".preflight-{new_uid()}")
+    world.together(lambda: mark.touch() if world.is_main else None)
+    seen = mark.exists()
+    world.barrier()  # also the moment at which the clocks are compared
+    now = time.time()
+    if world.is_main:
+        mark.unlink()
+    failed = preflight.unfit(cfg)
+    if not seen:
+        failed.append(f"does not see {place} as the first node does; choose a run.root on a shared file system")
+    node = os.environ.get("SLURMD_NODENAME", socket.gethostname())
+    return {"node": node, "local_rank": world.local_rank, "time": now, "versions": versions(), "failed": failed}
+
+
+def judge(reports: Sequence[Mapping[str, Any]]) -> list[Finding]:
+    """Compare the nodes: a finding for each that is unfit, or one that says that they agree."""
+    middle = statistics.median(one["time"] for one in reports)
+    bad = preflight.problems(reports, middle)
+    if bad:
+        return [Finding(f"node {node}", "failed", said) for node, said in bad.items()]
+    apart = max(abs(one["time"] - middle) for one in reports)
+    names = ", ".join(one["node"] for one in reports)
+    said = f"{count(len(reports), 'node')} ({names}): the same versions, data and run directory; clocks within {apart:.1f} s"
+    return [Finding("nodes", "ok", said)]
+
+
+def exchange(world: World) -> Finding:
+    """Measure the all-reduce of 64 MiB of fp32: its median time, and the bus bandwidth.
+
+    The bus bandwidth is 2 (n - 1) / n of the bytes over the time, which no hardware exceeds whatever n is.
+    Source: https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md
+    """
+    tensor = torch.zeros(_PROBE_BYTES // 4, device=world.device)
+    took = []
+    for _ in range(1 + _ROUNDS):
+        world.barrier()
+        start = time.perf_counter()
+        float(world.sum_(tensor)[0])  # reading waits for the GPU
+        took.append(time.perf_counter() - start)
+    middle = statistics.median(took[1:])  # the first one makes the connections
+    bus = 2 * (world.size - 1) / world.size * _PROBE_BYTES / middle
+    said = f"{size(_PROBE_BYTES)} over {world.size} processes in {1e3 * middle:.1f} ms, bus bandwidth {bus / 1e9:.2f} GB/s"
+    return Finding("all-reduce", "ok", said)
