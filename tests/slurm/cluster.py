@@ -94,23 +94,83 @@ def until(met: Callable[[], Any], what: str, patience_s: float = PATIENT_S) -> A
     raise AssertionError(f"waited {patience_s:g} s for {what}")
 
 
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+@dataclass
+class Network:
+    """A host for each node: network namespaces on one bridge, each with an address, a host name and cables of its own."""
+
+    names: tuple[str, ...]
+    own: str = field(default_factory=lambda: f"n{os.getpid()}")
+
+    def address(self, name: str = "") -> str:
+        """The address of a node, or of this machine."""
+        return f"10.78.0.{self.names.index(name) + 1 if name else 254}"
+
+    def _space(self, name: str) -> str:
+        return f"{self.own}-{name}"
+
+    def start(self) -> None:
+        ip("link", "add", self.own, "type", "bridge")
+        ip("addr", "add", f"{self.address()}/24", "dev", self.own)
+        ip("link", "set", self.own, "up")
+        known = "".join(f"{self.address(name)} {name}\n" for name in self.names)
+        for number, name in enumerate(self.names):
+            space = self._space(name)
+            ip("netns", "add", space)
+            etc = Path("/etc/netns") / space  # `ip netns exec` lays it over /etc
+            etc.mkdir(parents=True)
+            (etc / "hosts").write_text(f"127.0.0.1 localhost\n{self.address()} {socket.gethostname()}\n{known}")
+            ip("link", "add", f"{self.own}v{number}", "type", "veth", "peer", "name", "cable", "netns", space)
+            ip("link", "set", f"{self.own}v{number}", "master", self.own, "up")
+            ip("-n", space, "addr", "add", f"{self.address(name)}/24", "dev", "cable")
+            ip("-n", space, "link", "set", "cable", "up")
+            ip("-n", space, "link", "set", "lo", "up")
+
+    def inside(self, name: str, *command: str) -> list[str]:
+        """The command that runs `command` on a node."""
+        named = ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', name]
+        return ["ip", "netns", "exec", self._space(name), *named, *command]
+
+    def cable(self, name: str, state: str) -> None:
+        """Pull a node's cable (`down`), or plug it in again (`up`)."""
+        ip("link", "set", f"{self.own}v{self.names.index(name)}", state)
+
+    def remove(self) -> None:
+        for name in self.names:
+            space = self._space(name)
+            found = subprocess.run(["ip", "netns", "pids", space], capture_output=True, text=True, check=False)
+            for pid in found.stdout.split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), 9)
+            subprocess.run(["ip", "netns", "del", space], check=False)
+            shutil.rmtree(Path("/etc/netns") / space, ignore_errors=True)
+        subprocess.run(["ip", "link", "del", self.own], check=False)
+
+
 @dataclass
 class Cluster:
-    """Two nodes on this host; or, with namespaces, on hosts of their own (see `network`)."""
+    """Two nodes on this host, or on hosts of their own where there is a network."""
 
     folder: Path
     names: tuple[str, ...] = ("node1", "node2")
     env: dict[str, str] = field(default_factory=dict)
+    network: Network | None = None
 
     def start(self) -> None:
         self._munge()
         ctld, *ports = free_ports(1 + len(self.names))
         host = socket.gethostname().split(".")[0]
+        here = self.network.address() if self.network else "127.0.0.1"
         nodes = "\n".join(
-            NODE.format(name=name, host=host, address="127.0.0.1", port=port)
+            NODE.format(name=name, host=name, address=self.network.address(name), port=port)
+            if self.network
+            else NODE.format(name=name, host=host, address=here, port=port)
             for name, port in zip(self.names, ports, strict=True)
         )
-        self._configure(CONFIG.format(host=host, address="127.0.0.1", port=ctld, folder=self.folder, nodes=nodes))
+        self._configure(CONFIG.format(host=host, address=here, port=ctld, folder=self.folder, nodes=nodes))
         self._run("slurmctld", "-f", str(self.folder / "slurm.conf"))
         for name in self.names:
             self.start_node(name)
@@ -137,7 +197,8 @@ class Cluster:
 
     def start_node(self, name: str) -> None:
         (self.folder / f"spool-{name}").mkdir(exist_ok=True)
-        self._run("slurmd", "-N", name, "-f", str(self.folder / "slurm.conf"))
+        command = ["slurmd", "-N", name, "-f", str(self.folder / "slurm.conf")]
+        self._run(*(self.network.inside(name, *command) if self.network else command))
 
     def kill_node(self, name: str) -> None:
         """Kill a node's daemon and all that it runs at once."""

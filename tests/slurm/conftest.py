@@ -50,6 +50,23 @@ def cluster() -> Iterator[Any]:
         shutil.rmtree(folder)
 
 
+@pytest.fixture(scope="session")
+def hosts() -> Iterator[Any]:
+    """Two nodes on hosts of their own, with cables that can be pulled."""
+    assert not cluster_module.missing(), cluster_module.missing()
+    folder = Path(tempfile.mkdtemp(prefix="slurm-"))
+    found = cluster_module.Cluster(folder)
+    found.network = cluster_module.Network(found.names)
+    try:
+        found.network.start()
+        found.start()
+        yield found
+    finally:
+        found.stop()
+        found.network.remove()
+        shutil.rmtree(folder)
+
+
 @pytest.fixture(autouse=True)
 def _clear(request: pytest.FixtureRequest) -> Iterator[None]:
     """Leave the queue empty to the next test."""

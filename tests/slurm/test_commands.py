@@ -77,9 +77,9 @@ def test_srun_with_one_task_a_process(cluster: Any, calm: Any, digits: Path, tmp
 def test_one_task_a_process_is_requeued_too(submit: Submit) -> None:
     training = submit("task-per-gpu", "--task-per", "gpu", "track.enabled=false")
     training.reaches(60)
-    training.cluster.ask("scancel", "--signal=USR2", training.job_id)
+    training.cluster.ask("scancel", "--signal=USR1", training.job_id)
     training.finished()
-    assert training.resumed()[0] % 50 and "SIGUSR2" in training.requeues()[0]["reason"]
+    assert training.resumed()[0] % 50 and "SIGUSR1" in training.requeues()[0]["reason"]
 
 
 def test_a_sweep_is_one_array_with_one_parent(cluster: Any, digits: Path, calm: Any, shared: Path) -> None:
@@ -112,7 +112,7 @@ def test_an_array_of_seeds(cluster: Any, digits: Path, calm: Any, shared: Path) 
     runs = [Path(array["folder"]) / f"{n:03d}" for n in range(2)]
     sys.modules["cluster"].until(lambda: all((run / "model.safetensors").is_file() for run in runs), "both runs", 300)
     assert [json.loads((run / "launch" / "submission.json").read_text())["run_dir"] for run in runs] == list(map(str, runs))
-    assert ["seed: 3", "seed: 5"] == [(run / "config.yaml").read_text().splitlines()[0] for run in runs]
+    assert [(run / "config.yaml").read_text().splitlines()[0] for run in runs] == ["seed: 3", "seed: 5"]
 
 
 def test_preflight_on_all_nodes(cluster: Any, digits: Path, tmp_path: Path) -> None:

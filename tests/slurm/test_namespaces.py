@@ -1,6 +1,7 @@
 """`python -m launch torchrun` on two hosts: network namespaces joined by a cable that can be cut."""
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -21,7 +22,7 @@ HOW = ("train.precision=fp64", "data.threads=1", "launch.max_restarts=3")
 
 
 def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True)
+    sys.modules["cluster"].ip(*words)
 
 
 @dataclass
@@ -87,14 +88,20 @@ class Both:
 
     hosts: Hosts
     run_dir: Path
-    processes: list[subprocess.Popen[str]]
+    command: list[str]
+    processes: list[subprocess.Popen[str]] = field(default_factory=list)
 
     @classmethod
-    def start(cls, hosts: Hosts, trainer: Any, run_dir: Path, nnodes: str, *more: str) -> "Both":
+    def start(cls, hosts: Hosts, trainer: Any, run_dir: Path, nnodes: str, *more: str, now: tuple[int, ...] = (0, 1)) -> "Both":
         _, _, _, _, *words = trainer.command(*STEPS, *HOW, *more, f"run.dir={run_dir}")
-        command = ["-m", "launch", "torchrun", *words, "--nnodes", nnodes, "--nproc-per-node", "1"]
-        place = ["--rdzv-endpoint", "10.77.0.1:29411"]
-        return cls(hosts, run_dir, [hosts.start(n, [*command, *place]) for n in (0, 1)])
+        place = ["--nnodes", nnodes, "--nproc-per-node", "1", "--rdzv-endpoint", "10.77.0.1:29411"]
+        found = cls(hosts, run_dir, ["-m", "launch", "torchrun", *words, *place])
+        for host in now:
+            found.join(host)
+        return found
+
+    def join(self, host: int) -> None:
+        self.processes.append(self.hosts.start(host, self.command))
 
     def step(self) -> int:
         try:
@@ -111,7 +118,7 @@ class Both:
         return [int(p) for p in inside.split() if b"launch.worker" in Path(f"/proc/{p}/cmdline").read_bytes().split(b"\0")]
 
     def log(self) -> str:
-        return "\n".join(f"host {n}: {self.hosts.log(n).read_text()}" for n in (0, 1))
+        return "\n".join(f"host {n}: {self.hosts.log(n).read_text()}" for n in range(len(self.processes)))
 
 
 def until(met: Any, what: str, both: Both) -> None:
@@ -173,3 +180,27 @@ def test_a_cut_cable_names_who_is_silent(hosts: Hosts, trainer: Any, calm: Path,
     said = both.log()
     assert re.search(r"error: rank \d \(host .*\) answered no more|lost the others and can't reach 10\.77\.0\.1", said), said
     assert_same(tmp_path / "run", calm)
+
+
+def test_a_host_that_comes_later_is_taken_in(hosts: Hosts, trainer: Any, calm: Path, tmp_path: Path) -> None:
+    both = Both.start(hosts, trainer, tmp_path / "run", "1:2", now=(0,))
+    until(lambda: both.step() >= 20, "step 20", both)
+    (worker,) = both.workers(0)
+    os.kill(worker, signal.SIGSTOP)  # it would be done before the other host is there
+    both.join(1)
+    until(lambda: pending(worker, signal.SIGTERM), "the agent to make room for the other host", both)
+    os.kill(worker, signal.SIGCONT)
+    until(lambda: all(p.poll() is not None for p in both.processes), "the end", both)
+    assert [p.returncode for p in both.processes] == [0, 0], both.log()
+    assert "on 1 x cpu" in both.log() and "on 2 x cpu" in both.log()
+    starts = [
+        line for line in map(json.loads, (both.run_dir / "journal.jsonl").read_text().splitlines()) if line["kind"] == "run"
+    ]
+    assert starts[0]["resumed_from_step"] is None and starts[1]["resumed_from_step"] >= 20
+    assert_same(tmp_path / "run", calm)
+
+
+def pending(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has yet to take notice of a signal. Source: proc(5), ShdPnd."""
+    (mask,) = re.findall(r"^ShdPnd:\s+(\w+)", Path(f"/proc/{pid}/status").read_text(), re.M)
+    return bool(int(mask, 16) >> (number - 1) & 1)
