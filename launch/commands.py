@@ -230,6 +230,7 @@ def preflight(config: Path, overrides: tuple[str, ...], partition: str | None, n
     those that are unfit.
     """
     from launch import preflight as work
+    from pipeline import findings
     from pipeline.config import load
     from pipeline.world import from_env
 
@@ -241,8 +242,8 @@ def preflight(config: Path, overrides: tuple[str, ...], partition: str | None, n
     else:
         found = work.run(cfg, partition, nodes)
     if world.is_main:
-        emit(work.as_json(found), json_to, lambda: work.render(found))
-    sys.exit(1 if any(one.state == "failed" for one in found) else 0)
+        emit(findings.as_json(found), json_to, lambda: findings.render(found))
+    sys.exit(1 if findings.failed(found) else 0)
 
 
 COMMANDS = (preflight, sweep, slurm, status, logs, cancel, resubmit)

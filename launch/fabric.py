@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from launch import preflight
-from launch.preflight import Finding
 from pipeline.config import Config
+from pipeline.findings import Finding, as_json
 from pipeline.track.identity import new_uid, versions
 from pipeline.units import count, size
 from pipeline.world import World, join
@@ -31,7 +31,7 @@ def run(cfg: Config, world: World, partition: str | None) -> list[Finding]:
         PeerLost: if one of them does not come, or goes.
     """
     with join(world, backend=cfg.dist.backend, timeout_s=cfg.dist.timeout_s) as joined:
-        here = preflight.as_json(preflight.run(cfg, partition, 1)) if joined.is_main else None
+        here = as_json(preflight.run(cfg, partition, 1)) if joined.is_main else None
         first: list[dict[str, Any]] = joined.from_main(here)
         reports = [one for one in joined.gather(_report(cfg, joined)) if one["local_rank"] == 0]
         return [*(Finding(**one) for one in first), *judge(reports), exchange(joined)]

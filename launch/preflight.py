@@ -10,34 +10,24 @@ import socket
 import time
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from launch import scontrol
 from launch.snapshot import Folder, write_json
 from pipeline.config import Config
 from pipeline.errors import PipelineError, UsageError
+from pipeline.findings import Finding
 from pipeline.redact import redact
 from pipeline.track.identity import versions
 from pipeline.track.uri import sqlite_path, tracking_uri
 from pipeline.units import seconds, size
 
-State = Literal["ok", "warning", "failed"]
 _LOCAL = ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "overlay", "tmpfs", "ramfs")
 _ENOUGH_BYTES = 5 * 2**30
 _CLOCKS_S = 5.0
 _GATHER_S = 120.0
 _FAILED = "failed_nodes.json"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What one check found; what is not ok says what to do."""
-
-    check: str
-    state: State
-    said: str
 
 
 def run(cfg: Config, partition: str | None, nodes: int) -> list[Finding]:
@@ -175,17 +165,6 @@ def requeueing(config: Mapping[str, str], there: Mapping[str, Mapping[str, str]]
             said = f"partition {name}: 0 s; a preempted job has KillWait ({config.get('KillWait', '?')}) to save"
             found.append(Finding("GraceTime", "warning", said))
     return found
-
-
-def render(found: Sequence[Finding]) -> str:
-    """Return findings for people."""
-    width = max(len(one.check) for one in found)
-    return "\n".join(f"{one.state:<8} {one.check:<{width}}  {one.said}" for one in found)
-
-
-def as_json(found: Sequence[Finding]) -> list[dict[str, str]]:
-    """Return findings as plain values."""
-    return [asdict(one) for one in found]
 
 
 def report(cfg: Config, folder: Path) -> None:

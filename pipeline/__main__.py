@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import click
 
 from pipeline.bench.commands import COMMANDS as bench_commands
+from pipeline.bench.commands import doctor
 from pipeline.compare.commands import compare, runs
 from pipeline.data.commands import COMMANDS as data_commands
 from pipeline.errors import ConfigError, PipelineError, Stopped, TrainingError
@@ -205,7 +206,7 @@ def sync(run_dirs: Sequence[Path], uri: str | None) -> None:
         click.echo(f"{run_dir}: {found.points:,} points of run {found.run_id} brought to {redact(found.uri)}")
 
 
-for command in (compare, runs, reap, ui):
+for command in (compare, runs, reap, ui, doctor):
     cli.add_command(command)
 
 

@@ -260,6 +260,12 @@ def _device(local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
+def backends() -> list[str]:
+    """Return the ways to exchange that this torch has and this machine can use."""
+    found = ["gloo"] if dist.is_available() and dist.is_gloo_available() else []
+    return found + (["nccl"] if torch.cuda.is_available() and dist.is_nccl_available() else [])
+
+
 def _use(device: torch.device) -> None:
     """Make a GPU the current one of this thread."""
     if device.type == "cuda":

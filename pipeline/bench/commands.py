@@ -1,9 +1,10 @@
-"""The commands `bench loader` and `bench scale-data`.
+"""The commands `bench loader`, `bench scale-data` and `doctor`.
 
 Not here: work. Imports are inside the commands, so that `--help` needs no torch.
 """
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,18 @@ def scale_data(**options: Any) -> None:
     with tempfile.TemporaryDirectory(prefix="bench-", dir=options["folder"]) as place:
         rows = scale.measure(Path(place), options["files"], options["entries"])
     emit(scale.as_json(rows), options["json_to"], lambda: scale.table(rows))
+
+
+@click.command()
+@json_option
+def doctor(json_to: str | None) -> None:
+    """Check that this installation can train: GPUs, exchange, image decoding, tracking, shared memory; exit 1 if not."""
+    from pipeline import findings
+    from pipeline.bench.doctor import examine
+
+    found = examine()
+    emit(findings.as_json(found), json_to, lambda: findings.render(found))
+    sys.exit(1 if findings.failed(found) else 0)
 
 
 COMMANDS = (loader, scale_data)

@@ -8,11 +8,12 @@ from launch import preflight
 from launch.snapshot import Folder
 from pipeline.config import load
 from pipeline.errors import UsageError
+from pipeline.findings import render
 
 
 def test_a_machine_that_is_fit(digits: Path, tmp_path: Path) -> None:
     found = preflight.run(load(None, [f"data.root={digits}", f"run.root={tmp_path / 'runs'}"]), None, 1)
-    assert not [one for one in found if one.state == "failed"], preflight.render(found)
+    assert not [one for one in found if one.state == "failed"], render(found)
     assert {"data", "run directory", "file system", "disk", "GPUs", "tracker"} <= {one.check for one in found}
 
 
