@@ -292,7 +292,7 @@ TRAINING = (
     "model.n_channels=[8, 16]", "model.first_kernel_size=3", "batch.global=32", "batch.micro=8", "eval.batch=64",
     "data.threads=1", "train.precision=fp64", "train.epochs=160st", "schedule.warmup=20st",
     "train.checkpoint_every=50st", "eval.every=160st",
-    "train.log_every=1", "dist.timeout_s=60", "track.drain_s=30",
+    "train.log_every=1", "dist.timeout_s=60", "track.drain_s=30", "track.model=false", "track.pictures=false",
 )  # fmt: skip
 
 

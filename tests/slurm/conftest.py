@@ -94,6 +94,6 @@ def submit(cluster: Any, digits: Path, shared: Path) -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def calm(cluster: Any, digits: Path, shared: Path) -> Any:
     """The training that nothing happens to, submitted like all others."""
-    found = cluster_module.Training.submit(cluster, digits, shared, "calm", ())
+    found = cluster_module.Training.submit(cluster, digits, shared, "calm", ("track.model=true", "track.pictures=true"))
     found.finished()
     return found
