@@ -137,9 +137,11 @@ class Tracker:
             self._client.log_inputs(run_id, inputs)
 
     def status(self, run_id: str, record: Record) -> None:
-        """Set the run's status."""
+        """Set the run's status and the reason for it; one without takes that of an earlier status away."""
         if record.get("reason"):
-            self._client.set_tag(run_id, mapping.REASON, str(record["reason"]))
+            self._client.set_tag(run_id, mapping.REASON, mapping.tag(str(record["reason"])))
+        elif mapping.REASON in self._client.get_run(run_id).data.tags:
+            self._client.delete_tag(run_id, mapping.REASON)
         if record["status"] == "RUNNING":
             self._client.update_run(run_id, "RUNNING")
         else:
@@ -162,7 +164,7 @@ class Tracker:
 
     def warn(self, run_id: str, record: Record) -> None:
         """Set what a "warning" record says as a tag, named after its step."""
-        self._client.set_tag(run_id, f"warning.step_{record['step']}", str(record["text"]))
+        self._client.set_tag(run_id, f"warning.step_{record['step']}", mapping.tag(str(record["text"])))
 
     def artifact(self, run_id: str, record: Record, run_dir: Path) -> None:
         """Upload a file or folder; one that is no longer there is passed over with a warning."""

@@ -360,3 +360,20 @@ def test_a_store_that_is_down_is_told_once_and_gets_all_when_it_is_back(tmp_path
 def test_closing_one_never_started_ships_nothing(tmp_path):
     assert Shipper(tmp_path, "http://127.0.0.1:1", "tests").close(PATIENT_S) is False
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_training_warned_of_is_a_tag_cut_to_what_mlflow_takes(tmp_path, begin, uri, stored):
+    with Journal(tmp_path) as journal:
+        begin(journal)
+        journal.event("warning", step=7, text="images/s fell " + "x" * 9000)
+    sync(tmp_path, uri, "tests")
+    assert stored()[0].data.tags["warning.step_7"] == ("images/s fell " + "x" * 9000)[:8000]
+
+
+def test_the_reason_of_an_earlier_status_goes_with_it(tmp_path, begin, uri, stored):
+    for status, reason in (("FAILED", "no room " + "x" * 9000), ("FINISHED", None)):
+        with Journal(tmp_path) as journal:
+            begin(journal)
+            journal.event("status", status=status, reason=reason)
+        sync(tmp_path, uri, "tests")
+        assert stored()[0].data.tags.get("status.reason") == (reason and reason[:8000])
