@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.compare.read import ACTIVE, AT_END, AT_EVALUATION, TRAINING, RunData, curves
-from pipeline.errors import UsageError
+from pipeline.errors import PipelineError, UsageError
 from pipeline.redact import redact
 from pipeline.track.curves import Points
 from pipeline.track.mapping import UID
-from pipeline.track.tracker import set_environment
+from pipeline.track.tracker import connect
 from pipeline.track.uri import sqlite_path
 
 T = TypeVar("T")
@@ -34,11 +34,8 @@ class Store:
         Raises:
             UsageError: if an experiment isn't there, or the store can't be reached.
         """
-        from mlflow import MlflowClient
-
-        set_environment()
         self.uri, self._database, self._wanted = redact(uri), sqlite_path(uri), (*_CURVES, *metrics)
-        self._client = self._ask(lambda: MlflowClient(tracking_uri=uri))
+        self._client = self._ask(lambda: connect(uri))
         self._experiments = self._ask(lambda: self._ids(experiments))
 
     def find(self, text: str) -> list[RunData]:
@@ -96,7 +93,7 @@ class Store:
     def _ask(self, question: Callable[[], T]) -> T:
         try:
             return question()
-        except UsageError:
+        except PipelineError:
             raise
         except Exception as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

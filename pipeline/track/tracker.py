@@ -11,13 +11,17 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from pipeline.errors import UsageError
 from pipeline.track import mapping, registry
 from pipeline.track.cursor import POINTS_PER_CALL, Point
 from pipeline.track.journal import Record, milliseconds
 from pipeline.track.lock import FileLock
-from pipeline.track.uri import sqlite_path
+from pipeline.track.uri import refuse_network_disk, sqlite_path
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 MODEL = "model"
 """Folder of a run's artifacts that holds its MLflow model."""
@@ -42,17 +46,35 @@ def set_environment() -> None:
         os.environ.setdefault(key, value)
 
 
+def connect(uri: str, *, make: bool = False) -> "MlflowClient":
+    """Return a client of a store; the only place where one is made, so that no two processes set up a database at once.
+
+    `make` makes a sqlite database that is missing.
+
+    Raises:
+        UsageError: if it is missing and not to be made.
+        ConfigError: if a sqlite database lies on a network file system.
+        Exception: what MLflow raises where the store can't be reached.
+    """
+    refuse_network_disk(uri)
+    database = sqlite_path(uri)
+    if not make and database is not None and not database.is_file():
+        raise UsageError(f"{database}: no such database; train something first, or name a store with --uri or --root")
+    set_environment()
+    from mlflow import MlflowClient
+
+    logging.getLogger("mlflow").setLevel(logging.ERROR)  # importing MLflow has set it to INFO
+    with _alone_in(database):
+        return MlflowClient(tracking_uri=uri)
+
+
 class Tracker:
     """One experiment of one MLflow store. Every method may raise whatever MLflow raises."""
 
     def __init__(self, uri: str, experiment: str) -> None:
         """Connect; make the store and the experiment if they are missing."""
-        from mlflow import MlflowClient
-
-        logging.getLogger("mlflow").setLevel(logging.ERROR)  # importing MLflow has set it to INFO
-        with _alone_in(sqlite_path(uri)):
-            self._client = MlflowClient(tracking_uri=uri)
-            self._experiment_id = self._find_or_make(experiment, sqlite_path(uri))
+        self._client = connect(uri, make=True)
+        self._experiment_id = self._find_or_make(experiment, sqlite_path(uri))
 
     def _find_or_make(self, name: str, database: Path | None) -> str:
         """Return the id of an experiment; beside a sqlite database lie its artifacts."""
@@ -207,7 +229,12 @@ def _alone_in(database: Path | None) -> Iterator[None]:
         return
     database.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(database.with_name(database.name + ".lock"))
-    lock.acquire(wait=True)
+    try:
+        lock.acquire(wait=True)
+    except OSError:
+        # Beside a database that may only be read nobody can make one either.
+        if not database.is_file():
+            raise
     try:
         # Of a file that is no database MLflow would make sure for a hundred seconds.
         with closing(sqlite3.connect(database)) as connection:

@@ -14,10 +14,10 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from urllib.parse import quote
 
-from pipeline.errors import UsageError
+from pipeline.errors import PipelineError, UsageError
 from pipeline.redact import redact
-from pipeline.track.tracker import set_environment
-from pipeline.track.uri import sqlite_path
+from pipeline.track.tracker import connect
+from pipeline.track.uri import refuse_network_disk, sqlite_path
 
 HOST = "127.0.0.1"
 _PATIENCE_S = 120  # the first start on a new database takes seven seconds on two idle cores
@@ -41,15 +41,15 @@ def places(uri: str, run_ids: Sequence[str]) -> list[str]:
 
     Raises:
         UsageError: if the store can't be read or has no such run.
+        ConfigError: if it is a sqlite database on a network file system.
     """
-    from mlflow import MlflowClient
-
-    set_environment()
     try:
-        client = MlflowClient(tracking_uri=uri)
+        client = connect(uri)
         if run_ids:
             return list(dict.fromkeys(str(client.get_run(run_id).info.experiment_id) for run_id in run_ids))
         found = client.search_experiments(order_by=["last_update_time DESC"], max_results=1)
+    except PipelineError:
+        raise
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(f"{redact(uri)}: {redact(reason)[:300]}; check the address (--uri)") from error
@@ -61,7 +61,9 @@ def serve(uri: str, page: Callable[[str], str], say: Callable[[str], None], port
 
     Raises:
         UsageError: if there is no such database, or the server ends or does not answer.
+        ConfigError: if it lies on a network file system.
     """
+    refuse_network_disk(uri)
     database = sqlite_path(uri)
     if database is not None and not database.is_file():
         raise UsageError(f"{database}: no such database; train something first, or name a store with --uri or --root")

@@ -4,15 +4,20 @@ import queue
 import shutil
 import signal
 import socket
+import threading
 
 import pytest
 
+from pipeline.compare.store import Store
 from pipeline.errors import ConfigError, UsageError
+from pipeline.track import tracker
 from pipeline.track.cursor import Cursor
 from pipeline.track.journal import Journal, read
-from pipeline.track.lock import RunLock
+from pipeline.track.lock import FileLock, RunLock
+from pipeline.track.reap import reap
 from pipeline.track.shipper import Shipper, sync
-from pipeline.track.tracker import Tracker
+from pipeline.track.tracker import Tracker, connect
+from pipeline.track.ui import places
 
 PATIENT_S = 120
 
@@ -377,3 +382,27 @@ def test_the_reason_of_an_earlier_status_goes_with_it(tmp_path, begin, uri, stor
             journal.event("status", status=status, reason=reason)
         sync(tmp_path, uri, "tests")
         assert stored()[0].data.tags.get("status.reason") == (reason and reason[:8000])
+
+
+def test_nothing_connects_to_a_sqlite_database_on_a_network_disk(tmp_path, begin, uri, monkeypatch):
+    def refuse(address):
+        raise ConfigError(f"{address} lies on a network file system")
+
+    monkeypatch.setattr(tracker, "refuse_network_disk", refuse)
+    with Journal(tmp_path) as journal:
+        begin(journal)
+    for act in (lambda: sync(tmp_path, uri, "tests"), lambda: reap(uri, 0), lambda: places(uri, []), lambda: Store(uri)):
+        with pytest.raises(ConfigError, match="lies on a network file system"):
+            act()
+
+
+def test_reading_waits_for_who_makes_the_database(tmp_path, uri):
+    lock = FileLock(tmp_path / "mlflow.db.lock")
+    lock.acquire(wait=True)
+    reader = threading.Thread(target=connect, args=(uri,))
+    reader.start()
+    reader.join(0.5)
+    waited = reader.is_alive()
+    lock.release()
+    reader.join(PATIENT_S)
+    assert waited and not reader.is_alive()
