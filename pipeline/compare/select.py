@@ -35,19 +35,30 @@ class Place:
     metrics: tuple[str, ...] = ()
 
     @cached_property
+    def everything(self) -> list[RunInfo]:
+        """The runs below `root` whatever their experiment, oldest first."""
+        return list_runs(self.root) if self.source != "mlflow" else []
+
+    @cached_property
     def journals(self) -> list[RunInfo]:
-        """The runs below `root`, oldest first."""
-        runs = list_runs(self.root) if self.source != "mlflow" else []
-        return [r for r in runs if not self.experiments or r.config.get("track.experiment") in self.experiments]
+        """The runs below `root` in the experiments, oldest first."""
+        return [r for r in self.everything if not self.experiments or _experiment(r) in self.experiments]
 
     @cached_property
     def store(self) -> Store | None:
-        """The MLflow store, None if there is none or it is not to be asked."""
+        """The MLflow store, None if it is not to be asked, or nobody has named one and there is none.
+
+        Raises:
+            UsageError: if an experiment is neither there nor in a journal, or the store can't be read.
+            ConfigError: if its address is none.
+        """
         if self.source == "journal":
             return None
         uri = tracking_uri(Track(uri=self.uri), self.root)
         database = sqlite_path(uri)
-        return None if database is not None and not database.is_file() else Store(uri, self.experiments, self.metrics)
+        if self.uri is None and self.source == "auto" and database is not None and not database.is_file():
+            return None
+        return Store(uri, self.experiments, self.metrics, here=[_experiment(run) for run in self.everything])
 
 
 def find(texts: Sequence[str], place: Place) -> list[RunData]:
@@ -56,13 +67,28 @@ def find(texts: Sequence[str], place: Place) -> list[RunData]:
     Raises:
         UsageError: if a text means no run, or what it means can't be read.
     """
-    found = [run for text in texts for run in _meant(text, place)]
-    if not texts:
-        found = [read_journal(run.run_dir) for run in place.journals if run.uid]
+    found = [run for text in texts for run in _meant(text, place)] if texts else _all(place)
     firsts: dict[str, RunData] = {}
     for run in found:
         firsts.setdefault(run.uid, run)
     return list(firsts.values())
+
+
+def _all(place: Place) -> list[RunData]:
+    """Return the runs of the experiments: those with a journal here, then those that only MLflow knows."""
+    here = [read_journal(run.run_dir) for run in place.journals if run.uid]
+    there = place.store.all(without={run.uid for run in here}) if place.store else []
+    if here or there:
+        return [*here, *there]
+    names = ", ".join(place.experiments)
+    known = ", ".join(sorted({_experiment(run) for run in place.everything})) if place.store is None else ""
+    raise UsageError(
+        f"--experiment {names}: no run of it {_looked(place)}; " + (f"there are {known}" if known else "train something first")
+    )
+
+
+def _experiment(run: RunInfo) -> str:
+    return str(run.config.get("track.experiment", ""))
 
 
 def _meant(text: str, place: Place) -> list[RunData]:
