@@ -243,6 +243,11 @@ def test_what_cant_be_synced_is_told_in_one_line(tmp_path, begin, uri):
         with pytest.raises(UsageError, match="died before it began"):
             sync(tmp_path, uri)
         begin(journal)
+        journal.event("status")
+        with pytest.raises(UsageError, match="line 2 is no whole 'status' line: status is missing"):
+            sync(tmp_path, uri)
+        journal.event("status", status="FINISHED")
+    journal.path.write_text("".join(line for line in journal.path.open() if '"kind": "status"}' not in line))
     with pytest.raises(ConfigError, match="'nowhere' is not a tracking address"):
         sync(tmp_path, "nowhere")
 
