@@ -60,13 +60,15 @@ def serve(uri: str, page: Callable[[str], str], say: Callable[[str], None], port
     """Start MLflow's interface on a local store, tell the link once it answers, and stay until it is interrupted.
 
     Raises:
-        UsageError: if there is no such database, or the server ends or does not answer.
+        UsageError: if there is no such database, the port is taken, or the server ends or does not answer.
         ConfigError: if it lies on a network file system.
     """
     refuse_network_disk(uri)
     database = sqlite_path(uri)
     if database is not None and not database.is_file():
         raise UsageError(f"{database}: no such database; train something first, or name a store with --uri or --root")
+    if port is not None:
+        _refuse_taken(port)
     base = f"http://{HOST}:{port or free_port()}"
     server = _start(uri, base.rpartition(":")[2])
     try:
@@ -97,6 +99,16 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
+def _refuse_taken(port: int) -> None:
+    """Refuse a port on which another server would answer in the place of the one that can't start there."""
+    try:
+        socket.create_server((HOST, port)).close()
+    except OSError as error:
+        raise UsageError(
+            f"--port {port}: can't listen there: {error.strerror}; choose another, or leave it out for a free one"
+        ) from error
+
+
 def _wait(server: subprocess.Popen[bytes], base: str) -> None:
     deadline = time.monotonic() + _PATIENCE_S
     while time.monotonic() < deadline:
@@ -107,4 +119,4 @@ def _wait(server: subprocess.Popen[bytes], base: str) -> None:
                 return
         except (OSError, urllib.error.URLError):
             time.sleep(_PAUSE_S)
-    raise UsageError(f"{base}: MLflow's server did not start; is the port free? --port chooses another")
+    raise UsageError(f"{base}: MLflow's server did not start; try another --port, or `mlflow server` for its own words")

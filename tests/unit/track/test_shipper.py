@@ -247,7 +247,7 @@ def test_what_cant_be_synced_is_told_in_one_line(tmp_path, begin, uri):
         with pytest.raises(UsageError, match="line 2 is no whole 'status' line: status is missing"):
             sync(tmp_path, uri)
         journal.event("status", status="FINISHED")
-    journal.path.write_text("".join(line for line in journal.path.open() if '"kind": "status"}' not in line))
+    journal.path.write_text("".join(t for t in journal.path.read_text().splitlines(True) if '"kind": "status"}' not in t))
     with pytest.raises(ConfigError, match="'nowhere' is not a tracking address"):
         sync(tmp_path, "nowhere")
 
