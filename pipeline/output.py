@@ -13,6 +13,16 @@ import click
 from pipeline.files import write_text
 
 
+def printable(text: str, keep: str = "") -> str:
+    """Return text in which nothing but the characters in `keep` can move a terminal's cursor: the rest is escaped.
+
+    Names come from journals and stores that others may have written to.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
 def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add `--json [FILE]`: machine-readable output, on standard output or in a file."""
     return click.option(
@@ -32,7 +42,7 @@ def emit(value: Any, json_to: str | None, text: Callable[[], str]) -> None:
         UsageError: if the file can't be written.
     """
     if json_to is None:
-        click.echo(text())
+        click.echo(printable(text(), keep="\n\t"))
     else:
         put(json.dumps(value, indent=2) + "\n", json_to)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.errors import UsageError
-from pipeline.output import put
+from pipeline.output import printable, put
 
 if TYPE_CHECKING:
     from pipeline.compare.report import Report
@@ -90,7 +90,7 @@ def _emit(found: "Report", json_to: str | None, csv_to: str | None) -> None:
     for to, make in asked:
         put(make(), to)
     if not asked:
-        click.echo(text.render(found))
+        click.echo(printable(text.render(found), keep="\n"))
 
 
 @click.group(invoke_without_command=True)
@@ -118,7 +118,7 @@ def runs(context: click.Context, /, **options: Any) -> None:
         raise UsageError(f"--root {options['root']}: no such folder; give the one that the runs are in")
     found = listing.choose(list_runs(options["root"]), query)
     if options["json_to"] is None:
-        click.echo(listing.render(found, query))
+        click.echo(printable(listing.render(found, query), keep="\n"))
     else:
         put(json.dumps(as_json(found), indent=2, allow_nan=False) + "\n", options["json_to"])
 

@@ -11,6 +11,7 @@ from pipeline import units
 from pipeline.compare import plot
 from pipeline.compare.figures import Figures
 from pipeline.compare.report import Report
+from pipeline.output import printable
 
 _FRACTION = re.compile(r"(^|/)(top\d|best_top\d|data_wait|accuracy)$")
 _WIDEST = 36  # characters of a value in the table of differences
@@ -31,6 +32,7 @@ def number(metric: str, value: float | None) -> str:
 
 def table(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
     """Return rows (the first is the heading) in columns, aligned to the right but for those in `left`."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     aligned = (
         "  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.errors import UsageError
+from pipeline.output import printable
 from pipeline.track.cursor import Cursor
 from pipeline.track.curves import collect
 from pipeline.track.journal import JOURNAL, Record, check, lines, parse
@@ -69,7 +70,7 @@ def list_runs(root: Path) -> list[RunInfo]:
 
 @cache
 def _warn_once(text: str) -> None:
-    _log.warning("passed over: %s", text)  # `runs watch` lists again and again
+    _log.warning("passed over: %s", printable(text))  # `runs watch` lists again and again
 
 
 def _run_dirs(root: Path) -> Iterator[Path]:
@@ -168,7 +169,8 @@ def as_table(runs: Sequence[RunInfo], extra: Mapping[str, Sequence[str]] | None 
     extra = extra or {}
     heading = ("run", "status", "step", "top-1", "top-5", "img/s", "data wait", "time", *extra, "mlflow run", "directory")
     more = zip(*extra.values(), strict=True) if extra else [()] * len(runs)
-    rows = [heading, *((*row[:8], *cells, *row[8:]) for row, cells in zip(map(_row, runs), more, strict=True))]
+    whole = [heading, *((*row[:8], *cells, *row[8:]) for row, cells in zip(map(_row, runs), more, strict=True))]
+    rows = [[printable(cell) for cell in row] for row in whole]
     widths = [max(len(row[i]) for row in rows) for i in range(len(heading))]
     numbers = range(2, 8 + len(extra))
     aligned = (

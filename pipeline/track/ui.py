@@ -105,7 +105,7 @@ def _refuse_taken(port: int) -> None:
         socket.create_server((HOST, port)).close()
     except OSError as error:
         raise UsageError(
-            f"--port {port}: can't listen there: {error.strerror}; choose another, or leave it out for a free one"
+            f"--port {port}: can't listen there: {os.strerror(error.errno or 0)}; choose another or none"
         ) from error
 
 

@@ -6,6 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.__main__ import cli
+from pipeline.output import printable
 
 COMMANDS = [["runs", "--root", "docs"], ["config", "describe"], ["config", "show", "configs/demo.yaml"]]
 
@@ -25,3 +26,9 @@ def test_json_goes_to_the_terminal_a_file_or_what_is_no_regular_file(command: li
     CliRunner().invoke(cli, [*command, "--json", str(tmp_path / "pipe")])
     os.close(reader)
     assert (tmp_path / "pipe").is_fifo()
+
+
+def test_only_what_a_terminal_shows_is_left_of_a_text() -> None:
+    assert printable("größe ✓") == "größe ✓"
+    assert printable("a\x1b[31m\n\u202e\udcff") == r"a\x1b[31m\n\u202e\udcff"
+    assert printable("a\n\tb", keep="\n") == "a\n\\tb"

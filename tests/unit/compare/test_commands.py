@@ -65,3 +65,16 @@ def test_runs_are_listed_and_watched(root, tmp_path, capsys):
     for words in (["--root", root, "watch"], ["watch", "--root", root]):
         assert run("runs", *words) == 0
         assert capsys.readouterr().out == "no run is training here\n"
+
+
+def test_hostile_names_do_not_reach_the_terminal(root, write, capsys):
+    for name in ("base", "new"):
+        journal = root / name / "journal.jsonl"
+        hostile = journal.read_text().replace(f'"name": "{name}"', f'"name": "{name}\\u001b[2J\\nx"')
+        journal.write_text(hostile.replace('"optim.lr"', '"optim\\u009b.lr"'))
+    for command in (["compare", root], ["runs", "--root", root], ["compare", root, "--fail-if", "val/top1 < baseline"]):
+        run(*command)
+    run("compare", "nobody", "--root", root)
+    told = capsys.readouterr()
+    assert "base\\x1b[2J" in told.out and "new\\x1b[2J" in told.err
+    assert all(line.isprintable() for line in (told.out + told.err).split("\n"))
