@@ -4,6 +4,7 @@ Not here: work; imports are inside the command, so that `--help` is quick.
 """
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,8 @@ def compare(runs: tuple[str, ...], **options: Any) -> None:
     """
     from pipeline.compare import condition, html, report, select
 
+    if options["target"] is not None and not math.isfinite(options["target"]):
+        raise UsageError(f"--target {options['target']}: can't be reached; give a finite number, such as 0.75 for 75 %")
     if not runs and not options["experiments"]:
         raise click.UsageError("give RUNs to compare, or an --experiment")
     for flag in ("json_to", "csv_to"):

@@ -76,7 +76,7 @@ def measure(run: RunData, metric: str, target: float | None = None) -> Figures:
     """Return the figures of a run; `metric` is the one that best, and `target`, are about."""
     place = _best_place(run.curves.get(metric), metric)
     steps = run.step
-    seconds = float(run.seconds(np.array([float(steps)]))[0])
+    seconds = float(run.seconds(np.array([float(steps)]), ended=True)[0])
     total = run.plan.get("total_steps")
     per_epoch = run.plan.get("steps_per_epoch")
     return Figures(
@@ -88,7 +88,7 @@ def measure(run: RunData, metric: str, target: float | None = None) -> Figures:
         best_step=None if place is None else int(run.curves[metric].steps[place]),
         target=None if target is None else _reached(run, metric, target),
         seconds=None if math.isnan(seconds) else seconds,
-        device_hours=None if math.isnan(seconds) else run.device_hours(steps),
+        device_hours=None if math.isnan(seconds) else run.device_hours(steps, ended=True),
         images_per_s=_median(run.curves.get("perf/images_per_s")),
         data_wait=_median(run.curves.get("perf/data_wait")),
     )

@@ -63,13 +63,15 @@ class RunData:
         """The last optimiser step of which anything is recorded."""
         return int(max((curve.steps[-1] for curve in self.curves.values()), default=0))
 
-    def seconds(self, steps: Floats) -> Floats:
+    def seconds(self, steps: Floats, *, ended: bool = False) -> Floats:
         """Return the active seconds (training, evaluation and saving; no time in a queue) that float64[n] steps took.
 
-        In a straight line between recorded points. NaN without any record of time.
+        In a straight line between recorded points. NaN without any record of time. With `ended`, what came after the last
+        step, such as storing the weights, is counted with it; without, the clock is read as the step was evaluated.
         """
         first = self.curves.get(ACTIVE) or self.curves.get(TRAINING)
-        clocks = [first, self.curves.get(AT_EVALUATION), self.curves.get(AT_END)]
+        clocks = [first, self.curves.get(AT_EVALUATION)]
+        clocks += [self.curves.get(AT_END)] if ended or clocks == [None, None] else []
         known = dict.fromkeys([0.0], 0.0)
         for clock in clocks:  # at the same step the later ones have been read later
             known |= {} if clock is None else dict(zip(clock.steps.tolist(), clock.values.tolist(), strict=True))
@@ -79,10 +81,13 @@ class RunData:
         found: Floats = np.interp(steps, places, [known[place] for place in places.tolist()])
         return found
 
-    def device_hours(self, step: float) -> float:
-        """Return the hours up to `step`, summed over the processes (one for each GPU) that were training then."""
+    def device_hours(self, step: float, *, ended: bool = False) -> float:
+        """Return the hours up to `step`, summed over the processes (one for each GPU) that were training then.
+
+        `ended` as for `seconds`.
+        """
         starts = [max(0.0, min(start, step)) for start, _ in self.worlds]
-        seconds = self.seconds(np.array([0.0, *starts[1:], step]))
+        seconds = self.seconds(np.array([0.0, *starts[1:], step]), ended=ended)
         return float(sum(np.diff(seconds) * [size for _, size in self.worlds])) / 3600
 
 

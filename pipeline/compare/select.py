@@ -93,11 +93,17 @@ def _experiment(run: RunInfo) -> str:
 
 def _meant(text: str, place: Place) -> list[RunData]:
     directory = Path(text)
-    if place.source != "mlflow" and text and _is_folder(directory):
+    a_path = "/" in text or text.startswith(".")
+    is_folder = place.source != "mlflow" and text != "" and _is_folder(directory)
+    if is_folder and (a_path or (directory / JOURNAL).is_file()):
         return _below(directory)
     here = [run for run in place.journals if run.uid and _matches(run, text)]
     if here:
         return [read_journal(run.run_dir) for run in here]
+    # What happens to be called like a run hides it only if there are runs in it.
+    below = [read_journal(run.run_dir) for run in list_runs(directory) if run.uid] if is_folder else []
+    if below:
+        return below
     there = place.store.find(text) if place.store else []
     if there:
         return there

@@ -35,6 +35,8 @@ def test_bad_input_ends_with_two_and_one_line(root, capsys):
     assert run("compare", "a" * 300, "--root", root, "--source", "journal") == 2
     assert run("compare", "", "--root", root, "--source", "journal") == 2
     assert run("compare", "base", "--root", root, "--json", "--csv") == 2
+    assert run("compare", "base", "--root", root, "--target", "nan") == 2
+    assert run("compare", "base", "--root", root, "--target", "inf") == 2
     assert run("compare", "--json", "tag:host=here", "base", "--root", root) == 2 and not Path("tag:host=here").exists()
     assert run("runs", "--root", root, "--json", "watch") == 2
     assert run("runs", "--root", root / "nowhere") == 2
