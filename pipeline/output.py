@@ -48,7 +48,7 @@ def emit(value: Any, json_to: str | None, text: Callable[[], str]) -> None:
 
 
 def put(text: str, to: str) -> None:
-    """Print text where `to` is `-`, else write it to that file.
+    """Print text where `to` is `-`, else write it to that file and say so.
 
     Raises:
         UsageError: if the file can't be written.
@@ -57,6 +57,12 @@ def put(text: str, to: str) -> None:
         click.echo(text, nl=False)
     else:
         write_text(Path(to), text)
+        wrote(to)
+
+
+def wrote(to: str | Path) -> None:
+    """Say what was written, where it is in nobody's way: on standard error."""
+    click.echo(f"wrote {printable(str(to))}", err=True)
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.errors import UsageError
-from pipeline.output import printable, put
+from pipeline.output import printable, put, wrote
 
 if TYPE_CHECKING:
     from pipeline.compare.report import Report
@@ -71,6 +71,7 @@ def compare(runs: tuple[str, ...], **options: Any) -> None:
     found = report.make(select.find(runs, place), wanted)
     if options["html_to"] is not None:
         html.write(found, options["html_to"])
+        wrote(options["html_to"])
     _emit(found, options["json_to"], options["csv_to"])
     if failing is not None:
         report.check(found, failing)
@@ -119,8 +120,11 @@ def runs(context: click.Context, /, **options: Any) -> None:
     query = listing.Query(*(options[key] for key in ("where", "sort", "reverse", "group_by", "columns")))
     if not options["root"].is_dir():
         raise UsageError(f"--root {options['root']}: no such folder; give the one that the runs are in")
-    found = listing.choose(list_runs(options["root"]), query)
-    if options["json_to"] is None:
+    there = list_runs(options["root"])
+    found = listing.choose(there, query)
+    if options["json_to"] is None and not found:
+        click.echo(f"no run {'that fulfils every --where ' if there else ''}in {options['root']}")
+    elif options["json_to"] is None:
         click.echo(printable(listing.render(found, query), keep="\n"))
     else:
         put(json.dumps(as_json(found), indent=2, allow_nan=False) + "\n", options["json_to"])

@@ -18,6 +18,8 @@ from pipeline.train.rundir import HARMLESS
 SEED = "seed"
 _LOWER = re.compile(r"(loss|error|seconds|_s|wait|hours|_wh|_gb)$")
 _SPEED = re.compile(r"(per|_mb)_s$")
+_RESULT = re.compile(r"^(val|train)/(?!(lr|epoch)$)")
+"""Metrics that have a best value; rate and epoch are set, not reached."""
 _COMMIT_LENGTH = 12
 _CODE = re.compile(r"^git\.")
 # Tags that differ from run to run without saying anything about what was computed.
@@ -84,7 +86,7 @@ def measure(run: RunData, metric: str, target: float | None = None) -> Figures:
         total_steps=int(total) if total is not None else None,
         epochs=steps / float(per_epoch) if per_epoch else None,
         last={key: float(curve.values[-1]) for key, curve in run.curves.items()},
-        best={k: _best(curve, k) for k, curve in run.curves.items() if k.startswith(("val/", "train/")) or k == metric},
+        best={k: _best(curve, k) for k, curve in run.curves.items() if _RESULT.match(k) or k == metric},
         best_step=None if place is None else int(run.curves[metric].steps[place]),
         target=None if target is None else _reached(run, metric, target),
         seconds=None if math.isnan(seconds) else seconds,

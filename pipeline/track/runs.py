@@ -167,7 +167,7 @@ def _finite(values: dict[str, float]) -> dict[str, float | None]:
 def as_table(runs: Sequence[RunInfo], extra: Mapping[str, Sequence[str]] | None = None) -> str:
     """Return runs as an aligned table, one a line under a heading; `extra` columns have a text for each run."""
     extra = extra or {}
-    heading = ("run", "status", "step", "top-1", "top-5", "img/s", "data wait", "time", *extra, "mlflow run", "directory")
+    heading = ("run", "state", "step", "top-1", "top-5", "img/s", "data wait", "time", *extra, "mlflow run", "directory")
     more = zip(*extra.values(), strict=True) if extra else [()] * len(runs)
     whole = [heading, *((*row[:8], *cells, *row[8:]) for row, cells in zip(map(_row, runs), more, strict=True))]
     rows = [[printable(cell) for cell in row] for row in whole]

@@ -15,7 +15,7 @@ COMMANDS = [["runs", "--root", "docs"], ["config", "describe"], ["config", "show
 def test_json_goes_to_the_terminal_a_file_or_what_is_no_regular_file(command: list[str], tmp_path: Path) -> None:
     printed = CliRunner().invoke(cli, [*command, "--json"])
     value = json.loads(printed.output)
-    assert CliRunner().invoke(cli, [*command, "--json", str(tmp_path / "out.json")]).output == ""
+    assert CliRunner().invoke(cli, [*command, "--json", str(tmp_path / "out.json")]).stdout == ""
     assert json.loads((tmp_path / "out.json").read_text()) == value
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "target")
