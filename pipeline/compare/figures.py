@@ -150,6 +150,8 @@ def _differing(maps: Sequence[Mapping[str, Any]], wanted: Any) -> dict[str, list
 def _text(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {None: "-", True: "true", False: "false"}[value]
+    if value == "":
+        return '""'  # which is not the same as missing
     return repr(value) if isinstance(value, float) else str(value)  # all its digits: 0.9999998 is not 1
 
 
