@@ -187,8 +187,13 @@ def flaw(record: Record) -> str | None:
     if record["kind"] == "run":
         numbers = {key: record["plan"].get(key) or 0 for key in _COUNTS}
         numbers["resumed_from_step"] = record.get("resumed_from_step") or 0
-    wrong = [key for key, value in numbers.items() if value not in ("nan", "inf", "-inf") and not _is_number(value)]
-    return f"{wrong[0]} is not a number" if wrong else None
+        if not all(map(_is_number, numbers.values())):
+            return f"one of {', '.join(numbers)} is not a number"
+    for key, value in numbers.items():
+        # Most are floats: to find that out costs the least.
+        if type(value) is not float and value not in ("nan", "inf", "-inf") and not _is_number(value):
+            return f"{key} is not a number"
+    return None
 
 
 def _is_number(value: Any) -> bool:
