@@ -76,15 +76,16 @@ def find(texts: Sequence[str], place: Place) -> list[RunData]:
 
 def _all(place: Place) -> list[RunData]:
     """Return the runs of the experiments: those with a journal here, then those that only MLflow knows."""
+    known = sorted({_experiment(run) for run in place.everything} - {""})
+    for name in place.experiments if place.store is None else ():
+        if name not in known:
+            hint = f"there are {', '.join(known)}" if known else "give the --root or --uri of its runs"
+            raise UsageError(f"--experiment {name}: no such experiment {_looked(place)}; {hint}")
     here = [read_journal(run.run_dir) for run in place.journals if run.uid]
     there = place.store.all(without={run.uid for run in here}) if place.store else []
-    if here or there:
-        return [*here, *there]
-    names = ", ".join(place.experiments)
-    known = ", ".join(sorted({_experiment(run) for run in place.everything})) if place.store is None else ""
-    raise UsageError(
-        f"--experiment {names}: no run of it {_looked(place)}; " + (f"there are {known}" if known else "train something first")
-    )
+    if not here and not there:
+        raise UsageError(f"--experiment {', '.join(place.experiments)}: holds no run {_looked(place)}; train something first")
+    return [*here, *there]
 
 
 def _experiment(run: RunInfo) -> str:

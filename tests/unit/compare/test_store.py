@@ -63,8 +63,10 @@ def test_without_names_all_runs_of_an_experiment_are_meant_whether_here_or_in_ml
     assert names("local") == ["untracked"]
     with pytest.raises(UsageError, match="--experiment nowhere: no such experiment in .*there are .*else, local, .*tests"):
         names("nowhere")
-    with pytest.raises(UsageError, match="--experiment nowhere: no run of it in .*runs; there are else, local, tests"):
-        names("nowhere", source="journal")
+    with pytest.raises(UsageError, match="--experiment nowhere: no such experiment in .*runs; there are else, local, tests"):
+        names("tests", "nowhere", source="journal")
+    with pytest.raises(UsageError, match="--experiment template: holds no run in .*; train something first"):
+        names("template")
 
 
 def test_a_store_that_somebody_names_has_to_be_there(write, tmp_path):
