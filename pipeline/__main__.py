@@ -19,6 +19,7 @@ from pipeline.data.commands import COMMANDS as data_commands
 from pipeline.errors import ConfigError, PipelineError, Stopped, TrainingError
 from pipeline.output import emit as _emit
 from pipeline.output import json_option as _json_option
+from pipeline.output import printable
 from pipeline.track.commands import reap, ui
 
 _FILE = click.Path(path_type=Path)
@@ -48,7 +49,7 @@ def train(config: Path, overrides: tuple[str, ...]) -> None:
 
     cfg = load(config, overrides)
     if not cfg.run.name:
-        cfg = cfg.model_copy(update={"run": cfg.run.model_copy(update={"name": config.stem})})
+        cfg = cfg.model_copy(update={"run": cfg.run.model_copy(update={"name": printable(config.stem)})})
     from pipeline.train.run import train as run
 
     run(cfg)
@@ -240,7 +241,8 @@ def _fail(error: BaseException, message: str, code: int, show: bool) -> NoReturn
         traceback.print_exception(error)
     elif message and not agreed and not same_on_node:
         mark = "" if isinstance(error, Stopped) else "error: "
-        print("\n".join(f"{mark}{line}" for line in message.splitlines()), file=sys.stderr, flush=True)
+        lines = [mark + printable(line, keep="\t") for line in message.strip("\n").split("\n")]
+        print("\n".join(lines), file=sys.stderr, flush=True)
     sys.exit(code)
 
 

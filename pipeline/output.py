@@ -13,6 +13,16 @@ import click
 from pipeline.files import write_text
 
 
+def printable(text: str, keep: str = "") -> str:
+    """Return text in which nothing but the characters in `keep` can move a terminal's cursor: the rest is escaped.
+
+    Names come from journals and stores that others may have written to.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
 def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add `--json [FILE]`: machine-readable output, on standard output or in a file."""
     return click.option(
@@ -32,13 +42,13 @@ def emit(value: Any, json_to: str | None, text: Callable[[], str]) -> None:
         UsageError: if the file can't be written.
     """
     if json_to is None:
-        click.echo(text())
+        click.echo(printable(text(), keep="\n\t"))
     else:
         put(json.dumps(value, indent=2) + "\n", json_to)
 
 
 def put(text: str, to: str) -> None:
-    """Print text where `to` is `-`, else write it to that file.
+    """Print text where `to` is `-`, else write it to that file and say so.
 
     Raises:
         UsageError: if the file can't be written.
@@ -47,6 +57,12 @@ def put(text: str, to: str) -> None:
         click.echo(text, nl=False)
     else:
         write_text(Path(to), text)
+        wrote(to)
+
+
+def wrote(to: str | Path) -> None:
+    """Say what was written, where it is in nobody's way: on standard error."""
+    click.echo(f"wrote {printable(str(to))}", err=True)
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:

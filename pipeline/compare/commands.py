@@ -4,6 +4,7 @@ Not here: work; imports are inside the command, so that `--help` is quick.
 """
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.errors import UsageError
-from pipeline.output import put
+from pipeline.output import printable, put, wrote
 
 if TYPE_CHECKING:
     from pipeline.compare.report import Report
@@ -55,6 +56,8 @@ def compare(runs: tuple[str, ...], **options: Any) -> None:
     """
     from pipeline.compare import condition, html, report, select
 
+    if options["target"] is not None and not math.isfinite(options["target"]):
+        raise UsageError(f"--target {options['target']}: can't be reached; give a finite number, such as 0.75 for 75 %")
     if not runs and not options["experiments"]:
         raise click.UsageError("give RUNs to compare, or an --experiment")
     for flag in ("json_to", "csv_to"):
@@ -68,6 +71,7 @@ def compare(runs: tuple[str, ...], **options: Any) -> None:
     found = report.make(select.find(runs, place), wanted)
     if options["html_to"] is not None:
         html.write(found, options["html_to"])
+        wrote(options["html_to"])
     _emit(found, options["json_to"], options["csv_to"])
     if failing is not None:
         report.check(found, failing)
@@ -90,7 +94,7 @@ def _emit(found: "Report", json_to: str | None, csv_to: str | None) -> None:
     for to, make in asked:
         put(make(), to)
     if not asked:
-        click.echo(text.render(found))
+        click.echo(printable(text.render(found), keep="\n"))
 
 
 @click.group(invoke_without_command=True)
@@ -116,9 +120,12 @@ def runs(context: click.Context, /, **options: Any) -> None:
     query = listing.Query(*(options[key] for key in ("where", "sort", "reverse", "group_by", "columns")))
     if not options["root"].is_dir():
         raise UsageError(f"--root {options['root']}: no such folder; give the one that the runs are in")
-    found = listing.choose(list_runs(options["root"]), query)
-    if options["json_to"] is None:
-        click.echo(listing.render(found, query))
+    there = list_runs(options["root"])
+    found = listing.choose(there, query)
+    if options["json_to"] is None and not found:
+        click.echo(f"no run {'that fulfils every --where ' if there else ''}in {options['root']}")
+    elif options["json_to"] is None:
+        click.echo(printable(listing.render(found, query), keep="\n"))
     else:
         put(json.dumps(as_json(found), indent=2, allow_nan=False) + "\n", options["json_to"])
 

@@ -18,6 +18,8 @@ from pipeline.train.rundir import HARMLESS
 SEED = "seed"
 _LOWER = re.compile(r"(loss|error|seconds|_s|wait|hours|_wh|_gb)$")
 _SPEED = re.compile(r"(per|_mb)_s$")
+_RESULT = re.compile(r"^(val|train)/(?!(lr|epoch)$)")
+"""Metrics that have a best value; rate and epoch are set, not reached."""
 _COMMIT_LENGTH = 12
 _CODE = re.compile(r"^git\.")
 # Tags that differ from run to run without saying anything about what was computed.
@@ -76,7 +78,7 @@ def measure(run: RunData, metric: str, target: float | None = None) -> Figures:
     """Return the figures of a run; `metric` is the one that best, and `target`, are about."""
     place = _best_place(run.curves.get(metric), metric)
     steps = run.step
-    seconds = float(run.seconds(np.array([float(steps)]))[0])
+    seconds = float(run.seconds(np.array([float(steps)]), ended=True)[0])
     total = run.plan.get("total_steps")
     per_epoch = run.plan.get("steps_per_epoch")
     return Figures(
@@ -84,11 +86,11 @@ def measure(run: RunData, metric: str, target: float | None = None) -> Figures:
         total_steps=int(total) if total is not None else None,
         epochs=steps / float(per_epoch) if per_epoch else None,
         last={key: float(curve.values[-1]) for key, curve in run.curves.items()},
-        best={k: _best(curve, k) for k, curve in run.curves.items() if k.startswith(("val/", "train/")) or k == metric},
+        best={k: _best(curve, k) for k, curve in run.curves.items() if _RESULT.match(k) or k == metric},
         best_step=None if place is None else int(run.curves[metric].steps[place]),
         target=None if target is None else _reached(run, metric, target),
         seconds=None if math.isnan(seconds) else seconds,
-        device_hours=None if math.isnan(seconds) else run.device_hours(steps),
+        device_hours=None if math.isnan(seconds) else run.device_hours(steps, ended=True),
         images_per_s=_median(run.curves.get("perf/images_per_s")),
         data_wait=_median(run.curves.get("perf/data_wait")),
     )
@@ -148,6 +150,8 @@ def _differing(maps: Sequence[Mapping[str, Any]], wanted: Any) -> dict[str, list
 def _text(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {None: "-", True: "true", False: "false"}[value]
+    if value == "":
+        return '""'  # which is not the same as missing
     return repr(value) if isinstance(value, float) else str(value)  # all its digits: 0.9999998 is not 1
 
 

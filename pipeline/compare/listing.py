@@ -44,7 +44,9 @@ class Query:
 
 
 def value(run: RunInfo, key: str) -> Any:
-    """Return what a key means for a run: state, name, step, a metric, a config key or a tag; None if it has none."""
+    """Return what a key means for a run: state, name, step, a metric, a config key, a tag or tag:KEY; None if it has none."""
+    if key.startswith("tag:"):
+        return run.tags.get(key.removeprefix("tag:"))
     own = {"state": run.status, "status": run.status, "name": run.name, "step": run.step, "started": run.started}
     for place in (own, run.last, run.summary, run.config, run.tags):
         if key in place:

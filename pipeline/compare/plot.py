@@ -13,6 +13,11 @@ from pipeline.compare.read import Floats
 MARKS = string.ascii_lowercase + string.ascii_uppercase
 
 
+def mark(i: int) -> str:
+    """Return the character that stands for run `i`, from 0."""
+    return MARKS[i % len(MARKS)]
+
+
 def draw(curves: Sequence[tuple[Floats, Floats]], width: int = 72, height: int = 16) -> str:
     """Return the curves (x, y as float64[n] each) in one frame with axes; curve i is drawn with `MARKS[i]`.
 

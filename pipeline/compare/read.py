@@ -5,6 +5,7 @@ Not here: which runs are meant (`select`), MLflow's stores (`store`), and what t
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,9 +17,10 @@ from numpy.typing import NDArray
 
 from pipeline.errors import UsageError
 from pipeline.track.curves import Points, add
-from pipeline.track.journal import JOURNAL, Record, read
+from pipeline.track.journal import JOURNAL, Record, check, lines, parse
 from pipeline.track.lock import in_use
 
+_log = logging.getLogger(__name__)
 Floats = NDArray[np.float64]
 ACTIVE, TRAINING, AT_EVALUATION = "time/active_s", "time/train_s", "time/val_s"
 AT_END = "summary/seconds"
@@ -61,13 +63,15 @@ class RunData:
         """The last optimiser step of which anything is recorded."""
         return int(max((curve.steps[-1] for curve in self.curves.values()), default=0))
 
-    def seconds(self, steps: Floats) -> Floats:
+    def seconds(self, steps: Floats, *, ended: bool = False) -> Floats:
         """Return the active seconds (training, evaluation and saving; no time in a queue) that float64[n] steps took.
 
-        In a straight line between recorded points. NaN without any record of time.
+        In a straight line between recorded points. NaN without any record of time. With `ended`, what came after the last
+        step, such as storing the weights, is counted with it; without, the clock is read as the step was evaluated.
         """
         first = self.curves.get(ACTIVE) or self.curves.get(TRAINING)
-        clocks = [first, self.curves.get(AT_EVALUATION), self.curves.get(AT_END)]
+        clocks = [first, self.curves.get(AT_EVALUATION)]
+        clocks += [self.curves.get(AT_END)] if ended or clocks == [None, None] else []
         known = dict.fromkeys([0.0], 0.0)
         for clock in clocks:  # at the same step the later ones have been read later
             known |= {} if clock is None else dict(zip(clock.steps.tolist(), clock.values.tolist(), strict=True))
@@ -77,20 +81,23 @@ class RunData:
         found: Floats = np.interp(steps, places, [known[place] for place in places.tolist()])
         return found
 
-    def device_hours(self, step: float) -> float:
-        """Return the hours up to `step`, summed over the processes (one for each GPU) that were training then."""
+    def device_hours(self, step: float, *, ended: bool = False) -> float:
+        """Return the hours up to `step`, summed over the processes (one for each GPU) that were training then.
+
+        `ended` as for `seconds`.
+        """
         starts = [max(0.0, min(start, step)) for start, _ in self.worlds]
-        seconds = self.seconds(np.array([0.0, *starts[1:], step]))
+        seconds = self.seconds(np.array([0.0, *starts[1:], step]), ended=ended)
         return float(sum(np.diff(seconds) * [size for _, size in self.worlds])) / 3600
 
 
 def read_journal(run_dir: Path) -> RunData:
     """Read a run directory.
 
-    Steps that a resumed run did over count once, as in MLflow.
+    Of steps that a resumed run did over the last values count: what the weights came from.
 
     Raises:
-        UsageError: if the journal can't be read or holds no run.
+        UsageError: if the journal can't be read, holds no run or a line that is not whole.
     """
     try:
         found = _collect(run_dir / JOURNAL)
@@ -118,7 +125,7 @@ def _recorded(run_dir: Path) -> dict[str, str]:
     found = {}
     with suppress(OSError):
         found["git.diff"] = hashlib.sha256((run_dir / _DIFF).read_bytes()).hexdigest()[:12]
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, AttributeError):  # of one that is no JSON object too
         told = json.loads((run_dir / _ENVIRONMENT).read_text(encoding="utf-8"))
         found |= {f"package.{name}": str(version) for name, version in told.get("packages", {}).items()}
         found |= {key: str(told[key]) for key in ("driver", "cuda", "cudnn") if told.get(key)}
@@ -140,19 +147,23 @@ class _Found:
     worlds: list[tuple[float, int]] = field(default_factory=list)
 
     def take(self, record: Record) -> None:
-        if record["kind"] == "metrics":
-            add(self.points, record)
-        elif record["kind"] == "status":
+        add(self.points, record)
+        if record["kind"] == "status":
             self.status = record["status"]
         elif record["kind"] == "run":
-            start = float(record["resumed_from_step"] or 0)
-            size = int(record["plan"].get("world_size", 1))
+            start = float(record.get("resumed_from_step") or 0)
+            size = int(record["plan"].get("world_size") or 1)
             self.run, self.status = record, "RUNNING"
             self.worlds = [*(w for w in self.worlds if w[0] < start), (start, size)]
 
 
 def _collect(journal: Path) -> _Found:
     found = _Found()
-    for record, _ in read(journal):
+    for number, (line, _) in enumerate(lines(journal), 1):
+        record = parse(line)
+        if record is None:
+            _log.warning("%s: line %d is no journal line and is passed over", journal, number)
+            continue
+        check(journal, number, record)
         found.take(record)
     return found

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pipeline.compare import figures, statistics
+from pipeline.compare import figures, plot, statistics
 from pipeline.compare.condition import Condition
 from pipeline.compare.figures import SEED, Figures
 from pipeline.compare.read import RunData
@@ -127,7 +127,8 @@ def _left_out(run: RunData, found: Figures) -> str:
 def check(report: Report, condition: Condition) -> None:
     """Raise if the condition holds for any group against the baseline's; a group's figures are means over its runs.
 
-    Where all runs are one group, each stands for itself against the baseline's run, or the first.
+    Where all runs are one group, each stands for itself, under the mark that the table gives it, against the baseline's
+    run, or the first.
 
     Raises:
         Regression: naming every group for which it holds.
@@ -135,7 +136,7 @@ def check(report: Report, condition: Condition) -> None:
     """
     names, base = report.groups, report.baseline
     if len(set(names)) == 1:
-        names = [f"{i + 1}:{run.name}" for i, run in enumerate(report.runs)]
+        names = [f"{plot.mark(i)} ({label(report.runs, run)})" for i, run in enumerate(report.runs)]
         base = next((n for n, run in zip(names, report.runs, strict=True) if _is(run, report.wanted.baseline)), names[0])
     others = [name for name in dict.fromkeys(names) if name != base]
     if not others:
@@ -166,6 +167,11 @@ def check(report: Report, condition: Condition) -> None:
         told = "; ".join(f"{g}: {', '.join(f'{n} = {look(g, n):.6g}' for n in condition.names)}" for g in bad)
         of_base = ", ".join(f"{n} = {look(base, n):.6g}" for n in condition.names)
         raise Regression(f"--fail-if {condition.text!r} holds for {told} (baseline {base}: {of_base})")
+
+
+def label(runs: Sequence[RunData], run: RunData) -> str:
+    """Return a run's name, with the beginning of its id where others have the same name."""
+    return f"{run.name} {run.uid[:6]}" if sum(other.name == run.name for other in runs) > 1 else run.name
 
 
 def _check_fit(report: Report, condition: Condition) -> None:

@@ -35,19 +35,30 @@ class Place:
     metrics: tuple[str, ...] = ()
 
     @cached_property
+    def everything(self) -> list[RunInfo]:
+        """The runs below `root` whatever their experiment, oldest first."""
+        return list_runs(self.root) if self.source != "mlflow" else []
+
+    @cached_property
     def journals(self) -> list[RunInfo]:
-        """The runs below `root`, oldest first."""
-        runs = list_runs(self.root) if self.source != "mlflow" else []
-        return [r for r in runs if not self.experiments or r.config.get("track.experiment") in self.experiments]
+        """The runs below `root` in the experiments, oldest first."""
+        return [r for r in self.everything if not self.experiments or _experiment(r) in self.experiments]
 
     @cached_property
     def store(self) -> Store | None:
-        """The MLflow store, None if there is none or it is not to be asked."""
+        """The MLflow store, None if it is not to be asked, or nobody has named one and there is none.
+
+        Raises:
+            UsageError: if an experiment is neither there nor in a journal, or the store can't be read.
+            ConfigError: if its address is none.
+        """
         if self.source == "journal":
             return None
         uri = tracking_uri(Track(uri=self.uri), self.root)
         database = sqlite_path(uri)
-        return None if database is not None and not database.is_file() else Store(uri, self.experiments, self.metrics)
+        if self.uri is None and self.source == "auto" and database is not None and not database.is_file():
+            return None
+        return Store(uri, self.experiments, self.metrics, here=[_experiment(run) for run in self.everything])
 
 
 def find(texts: Sequence[str], place: Place) -> list[RunData]:
@@ -56,22 +67,44 @@ def find(texts: Sequence[str], place: Place) -> list[RunData]:
     Raises:
         UsageError: if a text means no run, or what it means can't be read.
     """
-    found = [run for text in texts for run in _meant(text, place)]
-    if not texts:
-        found = [read_journal(run.run_dir) for run in place.journals if run.uid]
+    found = [run for text in texts for run in _meant(text, place)] if texts else _all(place)
     firsts: dict[str, RunData] = {}
     for run in found:
         firsts.setdefault(run.uid, run)
     return list(firsts.values())
 
 
+def _all(place: Place) -> list[RunData]:
+    """Return the runs of the experiments: those with a journal here, then those that only MLflow knows."""
+    known = sorted({_experiment(run) for run in place.everything} - {""})
+    for name in place.experiments if place.store is None else ():
+        if name not in known:
+            hint = f"there are {', '.join(known)}" if known else "give the --root or --uri of its runs"
+            raise UsageError(f"--experiment {name}: no such experiment {_looked(place)}; {hint}")
+    here = [read_journal(run.run_dir) for run in place.journals if run.uid]
+    there = place.store.all(without={run.uid for run in here}) if place.store else []
+    if not here and not there:
+        raise UsageError(f"--experiment {', '.join(place.experiments)}: holds no run {_looked(place)}; train something first")
+    return [*here, *there]
+
+
+def _experiment(run: RunInfo) -> str:
+    return str(run.config.get("track.experiment", ""))
+
+
 def _meant(text: str, place: Place) -> list[RunData]:
     directory = Path(text)
-    if place.source != "mlflow" and text and _is_folder(directory):
+    a_path = "/" in text or text.startswith(".")
+    is_folder = place.source != "mlflow" and text != "" and _is_folder(directory)
+    if is_folder and (a_path or (directory / JOURNAL).is_file()):
         return _below(directory)
     here = [run for run in place.journals if run.uid and _matches(run, text)]
     if here:
         return [read_journal(run.run_dir) for run in here]
+    # What happens to be called like a run hides it only if there are runs in it.
+    below = [read_journal(run.run_dir) for run in list_runs(directory) if run.uid] if is_folder else []
+    if below:
+        return below
     there = place.store.find(text) if place.store else []
     if there:
         return there

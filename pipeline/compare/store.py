@@ -6,20 +6,21 @@ Not here: writing to MLflow (`pipeline.track.tracker`), and runs that have their
 import json
 import math
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.compare.read import ACTIVE, AT_END, AT_EVALUATION, TRAINING, RunData, curves
-from pipeline.errors import UsageError
+from pipeline.errors import PipelineError, UsageError
 from pipeline.redact import redact
 from pipeline.track.curves import Points
 from pipeline.track.mapping import UID
-from pipeline.track.tracker import set_environment
+from pipeline.track.tracker import connect
 from pipeline.track.uri import sqlite_path
 
 T = TypeVar("T")
+_PAGE = 1000  # runs of one answer
 _LARGEST = 1.7e308  # MLflow stores infinity as 1.797e308
 _CURVES = ("val/", "train/loss", "perf/images_per_s", "perf/data_wait", ACTIVE, TRAINING, AT_EVALUATION, AT_END)
 """Names and beginnings of names of the metrics whose history is fetched: each costs a query over all runs."""
@@ -28,18 +29,17 @@ _CURVES = ("val/", "train/loss", "perf/images_per_s", "perf/data_wait", ACTIVE, 
 class Store:
     """The runs of an MLflow store, in the experiments named, or in all."""
 
-    def __init__(self, uri: str, experiments: Sequence[str] = (), metrics: Sequence[str] = ()) -> None:
-        """Connect; `metrics` are fetched besides the usual ones.
+    def __init__(
+        self, uri: str, experiments: Sequence[str] = (), metrics: Sequence[str] = (), here: Sequence[str] = ()
+    ) -> None:
+        """Connect; `metrics` are fetched besides the usual ones, and experiments named in `here` need not be there.
 
         Raises:
             UsageError: if an experiment isn't there, or the store can't be reached.
         """
-        from mlflow import MlflowClient
-
-        set_environment()
         self.uri, self._database, self._wanted = redact(uri), sqlite_path(uri), (*_CURVES, *metrics)
-        self._client = self._ask(lambda: MlflowClient(tracking_uri=uri))
-        self._experiments = self._ask(lambda: self._ids(experiments))
+        self._client = self._ask(lambda: connect(uri))
+        self._experiments = self._ask(lambda: self._ids(experiments, here))
 
     def find(self, text: str) -> list[RunData]:
         """Return the runs with that id, name, or tag (`tag:KEY=VALUE`), oldest first.
@@ -49,12 +49,34 @@ class Store:
         """
         return self._ask(lambda: [self._read(run) for run in self._search(text)])
 
-    def _ids(self, names: Sequence[str]) -> list[str]:
+    def all(self, without: Collection[str] = ()) -> list[RunData]:
+        """Return the runs of the experiments, oldest first, but those with the uids in `without`.
+
+        Raises:
+            UsageError: if the store can't be reached.
+        """
+        return self._ask(lambda: [self._read(run) for run in self._found("") if _uid(run) not in without])
+
+    def _ids(self, names: Sequence[str], here: Sequence[str]) -> list[str]:
         there = {e.name: str(e.experiment_id) for e in self._client.search_experiments()}
+        known = {*there, *here} - {""}
         for name in names:
-            if name not in there:
-                raise UsageError(f"{self.uri}: no experiment {name!r}; there are {', '.join(sorted(there))}")
-        return [there[name] for name in names] or list(there.values())
+            if name not in known:
+                raise UsageError(f"--experiment {name}: no such experiment in {self.uri}; there are {', '.join(sorted(known))}")
+        return [there[name] for name in names if name in there] if names else list(there.values())
+
+    def _found(self, query: str) -> list[Any]:
+        """Return all runs that a query of MLflow finds in the experiments, oldest first."""
+        found, token = [], None
+        while self._experiments:
+            page = self._client.search_runs(
+                self._experiments, query, order_by=["attributes.start_time ASC"], page_token=token, max_results=_PAGE
+            )
+            found += page
+            token = page.token
+            if not token:
+                break
+        return found
 
     def _search(self, text: str) -> Iterator[Any]:
         if text.startswith("tag:"):
@@ -64,7 +86,7 @@ class Store:
             shown = _quoted(text)
             queries = [f"attributes.run_id = '{shown}'", f"tags.`{UID}` = '{shown}'", f"attributes.run_name = '{shown}'"]
         for query in queries:
-            found = self._client.search_runs(self._experiments, query, order_by=["attributes.start_time ASC"])
+            found = self._found(query)
             if found:
                 yield from found
                 return
@@ -77,7 +99,7 @@ class Store:
         points = self._points(run.info.run_id, wanted)
         return RunData(
             name=run.info.run_name,
-            uid=tags.get(UID, run.info.run_id),
+            uid=_uid(run),
             source=f"{self.uri} {run.info.run_id}",
             status=run.info.status,
             config={key: value for key, value in params.items() if not key.startswith("plan.")},
@@ -96,11 +118,18 @@ class Store:
     def _ask(self, question: Callable[[], T]) -> T:
         try:
             return question()
-        except UsageError:
+        except PipelineError:
             raise
         except Exception as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UsageError(f"{self.uri}: {redact(reason)[:300]}; check the address (--uri)") from error
+            raise UsageError(
+                f"{self.uri}: {redact(reason)[:300]}; check the address (--uri), or read journals only (--source journal)"
+            ) from error
+
+
+def _uid(run: Any) -> str:
+    """Return the id that a run has in its journal; of a run that is not ours, MLflow's."""
+    return str(run.data.tags.get(UID, run.info.run_id))
 
 
 def _from_database(database: Path, run_id: str, keys: Sequence[str]) -> Points:

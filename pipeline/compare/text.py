@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from pipeline import units
 from pipeline.compare import plot
 from pipeline.compare.figures import Figures
-from pipeline.compare.report import Report
+from pipeline.compare.report import Report, label
+from pipeline.output import printable
 
-_FRACTION = re.compile(r"(^|/)(top\d|best_top\d|data_wait|accuracy)$")
+_FRACTION = re.compile(r"(^|/)(top\d|best_top\d|data_wait|tracking_wait|accuracy)$")
 _WIDEST = 36  # characters of a value in the table of differences
 
 
@@ -31,6 +32,7 @@ def number(metric: str, value: float | None) -> str:
 
 def table(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
     """Return rows (the first is the heading) in columns, aligned to the right but for those in `left`."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     aligned = (
         "  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
@@ -43,14 +45,14 @@ def _runs(report: Report) -> str:
     metric, target = report.wanted.metric, report.wanted.target
     reached = [] if target is None else [f"steps to {number(metric, target)}", "time to it", "device-h to it"]
     heading = ["", "run", "state", "steps", f"last {metric}", "best", "at step", *reached]
-    heading += ["time", "device-h", "img/s", "data wait"]
+    heading += ["time", "device-h", "median img/s", "median data wait"]
     rows = [heading]
     for mark, run, found in zip(_marks(report), report.runs, report.figures, strict=True):
         to_target = [] if target is None else _target(found)
         rows.append(
             [
                 mark,
-                _label(report, run.name, run.uid),
+                label(report.runs, run),
                 run.status,
                 f"{found.steps}/{found.total_steps or '?'}",
                 number(metric, found.last.get(metric)),
@@ -66,12 +68,7 @@ def _runs(report: Report) -> str:
 
 
 def _marks(report: Report) -> list[str]:
-    return [plot.MARKS[i % len(plot.MARKS)] for i in range(len(report.runs))]
-
-
-def _label(report: Report, name: str, uid: str) -> str:
-    """Return a run's name, with the beginning of its id where others have the same name."""
-    return f"{name} {uid[:6]}" if sum(run.name == name for run in report.runs) > 1 else name
+    return [plot.mark(i) for i in range(len(report.runs))]
 
 
 def _target(found: Figures) -> list[str]:
@@ -88,7 +85,7 @@ def _cost(seconds: float | None, device_hours: float | None) -> list[str]:
 
 def _pareto(report: Report) -> str:
     front = [
-        f"{mark} ({_label(report, run.name, run.uid)})"
+        f"{mark} ({label(report.runs, run)})"
         for mark, run, on in zip(_marks(report), report.runs, report.front, strict=True)
         if on
     ]
@@ -116,9 +113,16 @@ def _groups(report: Report) -> str:
                 claim.verdict,
             ]
         mean = number(metric, group.mean)
-        rows.append([group.name, str(group.n), mean, _interval(metric, group.low, group.high), *about])
+        rows.append([group.name, str(group.n), mean, _of_mean(metric, group.low, group.high), *about])
     left_out = [text for group in report.pooled for text in group.left_out]
     return table(rows, left=(0, 8)) + (f"\nNot finished, left out of the groups: {', '.join(left_out)}" if left_out else "")
+
+
+def _of_mean(metric: str, low: float | None, high: float | None) -> str:
+    """Return the interval of a mean; of an accuracy without what none can be."""
+    if low is not None and high is not None and _FRACTION.search(metric):
+        low, high = max(low, 0.0), min(high, 1.0)
+    return _interval(metric, low, high)
 
 
 def _interval(metric: str, low: float | None, high: float | None) -> str:

@@ -31,6 +31,13 @@ class Run(Section):
     allow_changes: bool = False
     """Continue a run although keys that change what is learned differ from those it was started with."""
 
+    @field_validator("name")
+    @classmethod
+    def _is_one_line_of_text(cls, name: str) -> str:
+        if not name.isprintable():
+            raise ValueError(f"must be printable, without line breaks and other control characters, not {name!r}")
+        return name
+
 
 class Data(Section):
     """Images and how they become batches."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.output import json_option, put
+from pipeline.output import json_option, printable, put
 
 if TYPE_CHECKING:
     from pipeline.track.runs import RunInfo
@@ -54,10 +54,10 @@ def reap(root: Path, uri: str | None, after_s: float, json_to: str | None) -> No
         click.echo("no run is silent")
     else:
         for run in found:
-            click.echo(f"{run.name} {run.run_id}: {run.status}, silent for {run.silent_s:.0f} s")
+            click.echo(f"{printable(run.name)} {run.run_id}: {run.status}, silent for {run.silent_s:.0f} s")
     problems = [run for run in found if run.problem]
     for run in problems:
-        click.echo(f"{run.name} {run.run_id}: not brought up to date: {run.problem}", err=True)
+        click.echo(printable(f"{run.name} {run.run_id}: not brought up to date: {run.problem}"), err=True)
     if problems:
         sys.exit(1)
 

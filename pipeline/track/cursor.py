@@ -15,7 +15,7 @@ from pipeline.track.journal import Record, milliseconds, read
 CURSOR = "mlflow.json"
 # MLflow's limit on the metrics of one call. Source: https://mlflow.org/docs/latest/rest-api.html#log-batch
 POINTS_PER_CALL = 1000
-_SHIPPED_EVENTS = ("run", "status", "artifact", "model")
+_SHIPPED_EVENTS = ("run", "status", "warning", "artifact", "model")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 Not here: what is drawn or computed from them.
 """
 
+from bisect import bisect_left
 from pathlib import Path
 
 from pipeline.track.journal import Record, read
@@ -12,13 +13,34 @@ Points = dict[str, tuple[list[int], list[float]]]
 
 
 def add(points: Points, record: Record) -> None:
-    """Add what a "metrics" record holds; steps that a resumed run does over count once, as in MLflow."""
+    """Add what a "metrics" record holds, and take away what a "run" record says is going to be done over.
+
+    So of a step that was done twice the last value stays: what the weights came from.
+    """
+    if record["kind"] == "run":
+        _rewind(points, (record.get("resumed_from_step") or 0) + 1)
+    if record["kind"] != "metrics":
+        return
     step = record["step"]
     for key, value in record["values"].items():
         steps, values = points.setdefault(key, ([], []))
-        if not steps or step > steps[-1]:
-            steps.append(step)
-            values.append(float(value))
+        if steps and step <= steps[-1]:
+            _cut(steps, values, step)
+        steps.append(step)
+        values.append(float(value))
+
+
+def _rewind(points: Points, step: int) -> None:
+    for key in list(points):
+        _cut(*points[key], step)
+        if not points[key][0]:
+            del points[key]
+
+
+def _cut(steps: list[int], values: list[float], step: int) -> None:
+    """Remove the points from `step` on."""
+    first = bisect_left(steps, step)
+    del steps[first:], values[first:]
 
 
 def collect(journal: Path) -> Points:
@@ -29,6 +51,5 @@ def collect(journal: Path) -> Points:
     """
     points: Points = {}
     for record, _ in read(journal):
-        if record["kind"] == "metrics":
-            add(points, record)
+        add(points, record)
     return points

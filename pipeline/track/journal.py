@@ -19,6 +19,13 @@ from pipeline.errors import TrainingError, UsageError
 from pipeline.redact import redact
 
 JOURNAL = "journal.jsonl"
+_FIELDS: dict[str, dict[str, type]] = {
+    "run": {"uid": str, "name": str, "config": dict, "plan": dict, "tags": dict},
+    "status": {"status": str},
+    "metrics": {"step": int, "values": dict},
+}
+_COUNTS = ("total_steps", "steps_per_epoch", "world_size")
+"""Entries of a plan that readers count with."""
 Record = dict[str, Any]
 _log = logging.getLogger(__name__)
 
@@ -153,6 +160,44 @@ def parse(line: bytes) -> Record | None:
     """Return the record of one line, or None if the line is not one that a journal writes."""
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) and "kind" in record and "t" in record else None
+
+
+def check(path: Path, number: int, record: Record) -> None:
+    """Refuse a record that is not as this module writes it, which is in line `number` of the journal `path`.
+
+    Raises:
+        UsageError: naming the file, the line and what is wrong with it.
+    """
+    found = flaw(record)
+    if found is not None:
+        raise UsageError(f"{path}: line {number} is no whole {str(record['kind'])[:20]!r} line: {found}; leave the run out")
+
+
+def flaw(record: Record) -> str | None:
+    """Return in what a record is not as this module writes it, None if it is: so that readers need not expect everything."""
+    if not _is_number(record["t"]):
+        return "t is not a number"
+    for key, kind in _FIELDS.get(str(record["kind"]), {}).items():
+        if not isinstance(record.get(key), kind):
+            return f"{key} is missing or not of type {kind.__name__}"
+    numbers = record["values"] if record["kind"] == "metrics" else {}
+    if record["kind"] == "run":
+        numbers = {key: record["plan"].get(key) or 0 for key in _COUNTS}
+        numbers["resumed_from_step"] = record.get("resumed_from_step") or 0
+        if not all(map(_is_number, numbers.values())):
+            return f"one of {', '.join(numbers)} is not a number"
+    for key, value in numbers.items():
+        # Most are floats: to find that out costs the least.
+        if type(value) is not float and value not in ("nan", "inf", "-inf") and not _is_number(value):
+            return f"{key} is not a number"
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return isinstance(value, int | float) and math.isfinite(value)
+    except OverflowError:  # an integer that no float holds
+        return False

@@ -14,7 +14,7 @@ from pipeline.track import mapping
 from pipeline.track.journal import JOURNAL
 from pipeline.track.lock import in_use
 from pipeline.track.shipper import first_run, sync
-from pipeline.track.tracker import set_environment
+from pipeline.track.tracker import connect
 
 
 @dataclass(frozen=True)
@@ -39,20 +39,19 @@ def reap(uri: str, after_s: float) -> list[Reaped]:
 
     Raises:
         UsageError: if the store can't be read.
+        ConfigError: as `connect` does.
     """
-    from mlflow import MlflowClient
     from mlflow.entities import ViewType
 
-    set_environment()
     try:
-        client = MlflowClient(tracking_uri=uri)
+        client = connect(uri)
         ids = [e.experiment_id for e in client.search_experiments(view_type=ViewType.ACTIVE_ONLY)]
         running = client.search_runs(ids, "attributes.status = 'RUNNING'", max_results=1000)
         now = time.time()
         # a sign from the future is one from now: it was rounded up, or another host's clock is ahead
         silent = [(run, max(0.0, now - _last_sign(run))) for run in running if mapping.UID in run.data.tags and not _lives(run)]
         return [_close(client, uri, run, seconds) for run, seconds in silent if seconds >= after_s]
-    except UsageError:
+    except PipelineError:
         raise
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

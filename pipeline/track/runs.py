@@ -3,21 +3,26 @@
 Not here: comparing runs, and anything that writes.
 """
 
+import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.errors import UsageError
+from pipeline.output import printable
 from pipeline.track.cursor import Cursor
-from pipeline.track.journal import JOURNAL, Record, lines, parse
+from pipeline.track.curves import collect
+from pipeline.track.journal import JOURNAL, Record, check, lines, parse
 from pipeline.track.lock import in_use
 from pipeline.units import seconds
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED", "SCHEDULED", "DIED"]
 _SUMMARY = "summary/"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,11 +52,25 @@ class RunInfo:
 def list_runs(root: Path) -> list[RunInfo]:
     """Return the runs at and below `root`, oldest first; none where there is no such directory.
 
+    One below it that can't be read is passed over with a warning: it must not hide the others.
+
     Raises:
-        UsageError: if a journal can't be read.
+        UsageError: if `root` itself is the directory of a run that can't be read.
     """
-    found = [read_run(directory) for directory in _run_dirs(root)]
+    found = []
+    for directory in _run_dirs(root):
+        try:
+            found.append(read_run(directory))
+        except UsageError as error:
+            if directory == root:
+                raise
+            _warn_once(str(error))
     return sorted(found, key=lambda run: (run.started or 0, str(run.run_dir)))
+
+
+@cache
+def _warn_once(text: str) -> None:
+    _log.warning("passed over: %s", printable(text))  # `runs watch` lists again and again
 
 
 def _run_dirs(root: Path) -> Iterator[Path]:
@@ -67,7 +86,7 @@ def read_run(run_dir: Path) -> RunInfo:
     """Return what a run's journal says.
 
     Raises:
-        UsageError: if the journal or the lock can't be read.
+        UsageError: if the journal or the lock can't be read, or a line of the journal is not whole.
     """
     try:
         found = _read_journal(run_dir / JOURNAL)
@@ -80,51 +99,58 @@ def read_run(run_dir: Path) -> RunInfo:
 
 
 def _read_journal(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = {"status": "RUNNING", "summary": {}, "last": {}}
+    found: dict[str, Any] = {"status": "RUNNING", "step": 0, "last": {}}
     last: Record | None = None
-    for record in _telling(path):
+    redone = False
+    for number, record in _telling(path):
+        check(path, number, record)
         last = record
+        redone = redone or (record["kind"] == "run" and found["step"] > (record.get("resumed_from_step") or 0))
         _take(found, record)
+    if redone:  # only the whole curves tell what is left of what was done twice
+        found["last"] = {key: values[-1] for key, (_, values) in collect(path).items()}
+    found["summary"] = {k.removeprefix(_SUMMARY): v for k, v in found["last"].items() if k.startswith(_SUMMARY)}
     if last is not None:
         found["updated"] = last["t"]
     return found
 
 
-def _telling(path: Path) -> Iterator[Record]:
-    """Yield the records that a listing needs: all but the curves, of which only the last line of each kind is parsed."""
-    kept: dict[bytes, bytes] = {}
-    for line, _ in lines(path):
+def _telling(path: Path) -> Iterator[tuple[int, Record]]:
+    """Yield what a listing needs, each with the number of its line.
+
+    That is all but the curves, of which only the last line of each kind is parsed.
+    """
+    kept: dict[bytes, tuple[int, bytes]] = {}
+    for number, (line, _) in enumerate(lines(path), 1):
         if b'"kind": "metrics"' in line[:64] and b'"summary/' not in line:
             kind = line.partition(b'"values": {"')[2].partition(b"/")[0]
             kept.pop(kind, None)  # so that the newest line comes last
-            kept[kind] = line
+            kept[kind] = number, line
             continue
-        for last in kept.values():
-            yield from _parsed(last)
-        yield from _parsed(line)
+        for last in (*kept.values(), (number, line)):
+            yield from _parsed(*last)
         kept.clear()
     for last in kept.values():
-        yield from _parsed(last)
+        yield from _parsed(*last)
 
 
-def _parsed(line: bytes) -> Iterator[Record]:
+def _parsed(number: int, line: bytes) -> Iterator[tuple[int, Record]]:
     record = parse(line)
     if record is not None:
-        yield record
+        yield number, record
 
 
 def _take(found: dict[str, Any], record: Record) -> None:
     if record["kind"] == "run":
         found |= {"name": record["name"], "uid": record["uid"], "status": "RUNNING"}
         found |= {"total_steps": record["plan"].get("total_steps"), "config": record["config"], "tags": record["tags"]}
+        found["step"] = record.get("resumed_from_step") or 0
         found.setdefault("started", record["t"])
     elif record["kind"] == "status":
         found["status"] = record["status"]
     elif record["kind"] == "metrics":
         found["step"] = record["step"]
         found["last"].update({key: float(value) for key, value in record["values"].items()})
-        told = {k.removeprefix(_SUMMARY): float(v) for k, v in record["values"].items() if k.startswith(_SUMMARY)}
-        found["summary"].update(told)
 
 
 def as_json(runs: Sequence[RunInfo]) -> list[dict[str, Any]]:
@@ -141,9 +167,10 @@ def _finite(values: dict[str, float]) -> dict[str, float | None]:
 def as_table(runs: Sequence[RunInfo], extra: Mapping[str, Sequence[str]] | None = None) -> str:
     """Return runs as an aligned table, one a line under a heading; `extra` columns have a text for each run."""
     extra = extra or {}
-    heading = ("run", "status", "step", "top-1", "top-5", "img/s", "data wait", "time", *extra, "mlflow run", "directory")
+    heading = ("run", "state", "step", "top-1", "top-5", "img/s", "data wait", "time", *extra, "mlflow run", "directory")
     more = zip(*extra.values(), strict=True) if extra else [()] * len(runs)
-    rows = [heading, *((*row[:8], *cells, *row[8:]) for row, cells in zip(map(_row, runs), more, strict=True))]
+    whole = [heading, *((*row[:8], *cells, *row[8:]) for row, cells in zip(map(_row, runs), more, strict=True))]
+    rows = [[printable(cell) for cell in row] for row in whole]
     widths = [max(len(row[i]) for row in rows) for i in range(len(heading))]
     numbers = range(2, 8 + len(extra))
     aligned = (

@@ -322,6 +322,7 @@ def _run_to_sync(run_dir: Path) -> Record:
         raise UsageError(f"{run_dir}: can't read {JOURNAL}: {error.strerror}; give the directory of a run") from error
     if found is None:
         raise UsageError(f"{run_dir / JOURNAL}: the run died before it began; there is nothing to sync")
+    read_run(run_dir)  # refuses a journal that is not whole, of which MLflow would complain in words of its own
     return found
 
 

@@ -45,7 +45,7 @@ class Sampler:
 
     def start(self) -> None:
         """Start to sample."""
-        psutil.cpu_percent()  # the first call only sets the beginning of the interval
+        psutil.cpu_percent()  # the first call only sets the beginning of the interval, here that of `take`
         self._thread.start()
 
     def close(self) -> None:
@@ -66,6 +66,7 @@ class Sampler:
         return {key: sum(values) / len(values) for key, values in found.items() if values}, energy_j
 
     def _work(self) -> None:
+        psutil.cpu_percent()  # it keeps the beginning of the interval for each thread
         while not self._stop.wait(self._every_s):
             with self._lock:
                 self._samples.append(self._sample())

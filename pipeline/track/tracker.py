@@ -11,13 +11,17 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from pipeline.errors import UsageError
 from pipeline.track import mapping, registry
 from pipeline.track.cursor import POINTS_PER_CALL, Point
 from pipeline.track.journal import Record, milliseconds
 from pipeline.track.lock import FileLock
-from pipeline.track.uri import sqlite_path
+from pipeline.track.uri import refuse_network_disk, sqlite_path
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 MODEL = "model"
 """Folder of a run's artifacts that holds its MLflow model."""
@@ -42,17 +46,35 @@ def set_environment() -> None:
         os.environ.setdefault(key, value)
 
 
+def connect(uri: str, *, make: bool = False) -> "MlflowClient":
+    """Return a client of a store; the only place where one is made, so that no two processes set up a database at once.
+
+    `make` makes a sqlite database that is missing.
+
+    Raises:
+        UsageError: if it is missing and not to be made.
+        ConfigError: if a sqlite database lies on a network file system.
+        Exception: what MLflow raises where the store can't be reached.
+    """
+    refuse_network_disk(uri)
+    database = sqlite_path(uri)
+    if not make and database is not None and not database.is_file():
+        raise UsageError(f"{database}: no such database; train something first, or name a store with --uri or --root")
+    set_environment()
+    from mlflow import MlflowClient
+
+    logging.getLogger("mlflow").setLevel(logging.ERROR)  # importing MLflow has set it to INFO
+    with _alone_in(database):
+        return MlflowClient(tracking_uri=uri)
+
+
 class Tracker:
     """One experiment of one MLflow store. Every method may raise whatever MLflow raises."""
 
     def __init__(self, uri: str, experiment: str) -> None:
         """Connect; make the store and the experiment if they are missing."""
-        from mlflow import MlflowClient
-
-        logging.getLogger("mlflow").setLevel(logging.ERROR)  # importing MLflow has set it to INFO
-        with _alone_in(sqlite_path(uri)):
-            self._client = MlflowClient(tracking_uri=uri)
-            self._experiment_id = self._find_or_make(experiment, sqlite_path(uri))
+        self._client = connect(uri, make=True)
+        self._experiment_id = self._find_or_make(experiment, sqlite_path(uri))
 
     def _find_or_make(self, name: str, database: Path | None) -> str:
         """Return the id of an experiment; beside a sqlite database lie its artifacts."""
@@ -137,9 +159,11 @@ class Tracker:
             self._client.log_inputs(run_id, inputs)
 
     def status(self, run_id: str, record: Record) -> None:
-        """Set the run's status."""
+        """Set the run's status and the reason for it; one without takes that of an earlier status away."""
         if record.get("reason"):
-            self._client.set_tag(run_id, mapping.REASON, str(record["reason"]))
+            self._client.set_tag(run_id, mapping.REASON, mapping.tag(str(record["reason"])))
+        elif mapping.REASON in self._client.get_run(run_id).data.tags:
+            self._client.delete_tag(run_id, mapping.REASON)
         if record["status"] == "RUNNING":
             self._client.update_run(run_id, "RUNNING")
         else:
@@ -162,7 +186,7 @@ class Tracker:
 
     def warn(self, run_id: str, record: Record) -> None:
         """Set what a "warning" record says as a tag, named after its step."""
-        self._client.set_tag(run_id, f"warning.step_{record['step']}", str(record["text"]))
+        self._client.set_tag(run_id, f"warning.step_{record['step']}", mapping.tag(str(record["text"])))
 
     def artifact(self, run_id: str, record: Record, run_dir: Path) -> None:
         """Upload a file or folder; one that is no longer there is passed over with a warning."""
@@ -205,7 +229,12 @@ def _alone_in(database: Path | None) -> Iterator[None]:
         return
     database.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(database.with_name(database.name + ".lock"))
-    lock.acquire(wait=True)
+    try:
+        lock.acquire(wait=True)
+    except OSError:
+        # Beside a database that may only be read nobody can make one either.
+        if not database.is_file():
+            raise
     try:
         # Of a file that is no database MLflow would make sure for a hundred seconds.
         with closing(sqlite3.connect(database)) as connection:

@@ -14,10 +14,10 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from urllib.parse import quote
 
-from pipeline.errors import UsageError
+from pipeline.errors import PipelineError, UsageError
 from pipeline.redact import redact
-from pipeline.track.tracker import set_environment
-from pipeline.track.uri import sqlite_path
+from pipeline.track.tracker import connect
+from pipeline.track.uri import refuse_network_disk, sqlite_path
 
 HOST = "127.0.0.1"
 _PATIENCE_S = 120  # the first start on a new database takes seven seconds on two idle cores
@@ -41,15 +41,15 @@ def places(uri: str, run_ids: Sequence[str]) -> list[str]:
 
     Raises:
         UsageError: if the store can't be read or has no such run.
+        ConfigError: if it is a sqlite database on a network file system.
     """
-    from mlflow import MlflowClient
-
-    set_environment()
     try:
-        client = MlflowClient(tracking_uri=uri)
+        client = connect(uri)
         if run_ids:
             return list(dict.fromkeys(str(client.get_run(run_id).info.experiment_id) for run_id in run_ids))
         found = client.search_experiments(order_by=["last_update_time DESC"], max_results=1)
+    except PipelineError:
+        raise
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(f"{redact(uri)}: {redact(reason)[:300]}; check the address (--uri)") from error
@@ -60,11 +60,15 @@ def serve(uri: str, page: Callable[[str], str], say: Callable[[str], None], port
     """Start MLflow's interface on a local store, tell the link once it answers, and stay until it is interrupted.
 
     Raises:
-        UsageError: if there is no such database, or the server ends or does not answer.
+        UsageError: if there is no such database, the port is taken, or the server ends or does not answer.
+        ConfigError: if it lies on a network file system.
     """
+    refuse_network_disk(uri)
     database = sqlite_path(uri)
     if database is not None and not database.is_file():
         raise UsageError(f"{database}: no such database; train something first, or name a store with --uri or --root")
+    if port is not None:
+        _refuse_taken(port)
     base = f"http://{HOST}:{port or free_port()}"
     server = _start(uri, base.rpartition(":")[2])
     try:
@@ -95,6 +99,16 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
+def _refuse_taken(port: int) -> None:
+    """Refuse a port on which another server would answer in the place of the one that can't start there."""
+    try:
+        socket.create_server((HOST, port)).close()
+    except OSError as error:
+        raise UsageError(
+            f"--port {port}: can't listen there: {os.strerror(error.errno or 0)}; choose another or none"
+        ) from error
+
+
 def _wait(server: subprocess.Popen[bytes], base: str) -> None:
     deadline = time.monotonic() + _PATIENCE_S
     while time.monotonic() < deadline:
@@ -105,4 +119,4 @@ def _wait(server: subprocess.Popen[bytes], base: str) -> None:
                 return
         except (OSError, urllib.error.URLError):
             time.sleep(_PAUSE_S)
-    raise UsageError(f"{base}: MLflow's server did not start; is the port free? --port chooses another")
+    raise UsageError(f"{base}: MLflow's server did not start; try another --port, or `mlflow server` for its own words")

@@ -6,6 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.__main__ import cli
+from pipeline.output import printable
 
 COMMANDS = [["runs", "--root", "docs"], ["config", "describe"], ["config", "show", "configs/demo.yaml"]]
 
@@ -14,7 +15,7 @@ COMMANDS = [["runs", "--root", "docs"], ["config", "describe"], ["config", "show
 def test_json_goes_to_the_terminal_a_file_or_what_is_no_regular_file(command: list[str], tmp_path: Path) -> None:
     printed = CliRunner().invoke(cli, [*command, "--json"])
     value = json.loads(printed.output)
-    assert CliRunner().invoke(cli, [*command, "--json", str(tmp_path / "out.json")]).output == ""
+    assert CliRunner().invoke(cli, [*command, "--json", str(tmp_path / "out.json")]).stdout == ""
     assert json.loads((tmp_path / "out.json").read_text()) == value
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "target")
@@ -25,3 +26,9 @@ def test_json_goes_to_the_terminal_a_file_or_what_is_no_regular_file(command: li
     CliRunner().invoke(cli, [*command, "--json", str(tmp_path / "pipe")])
     os.close(reader)
     assert (tmp_path / "pipe").is_fifo()
+
+
+def test_only_what_a_terminal_shows_is_left_of_a_text() -> None:
+    assert printable("größe ✓") == "größe ✓"
+    assert printable("a\x1b[31m\n\u202e\udcff") == r"a\x1b[31m\n\u202e\udcff"
+    assert printable("a\n\tb", keep="\n") == "a\n\\tb"

@@ -5,6 +5,7 @@ import pytest
 from pipeline.compare.figures import differences, group_names, lower_is_better, measure
 from pipeline.compare.read import read_journal
 from pipeline.errors import UsageError
+from pipeline.track.journal import Journal
 
 
 def test_figures_of_a_run(write):
@@ -77,3 +78,12 @@ def test_the_best_of_any_metric_that_is_compared(write):
     found = measure(read_journal(write("a", [0.5, 0.7])), "perf/images_per_s", target=101.0)
     assert found.best["perf/images_per_s"] == 101.0 and found.best_step == 20 and found.target.steps == 20
     assert found.value("target:nonsense") is None and found.value("target:steps") == 20
+
+
+def test_the_end_of_a_run_is_no_part_of_the_time_to_its_last_evaluation(write):
+    directory = write("one", [0.5, 0.8])
+    with Journal(directory) as journal:
+        journal.metrics(20, {"time/val_s": 21.0, "summary/seconds": 50.0})
+    found = measure(read_journal(directory), "val/top1", target=0.75)
+    assert (found.target.steps, found.target.seconds, found.seconds) == (20, 21.0, 50.0)
+    assert found.target.device_hours == pytest.approx(42 / 3600) and found.device_hours == pytest.approx(100 / 3600)

@@ -64,15 +64,20 @@ def test_a_browser_shows_tables_and_curves(page, tmp_path):
     body = shown[: shown.index("<script")]
     assert body.count("<polyline") == 2
     assert "&lt;/script&gt;&lt;b&gt;one" in body and "<b>" not in body and "<img" not in body
-    for text in ("75.00 %", "90.00 %", "optim.lr", "no claim", "◆"):
+    for text in ("75.00 %", "90.00 %", "optim.lr", "no claim", "◆", "p (Welch)", "g (Hedges)", "median img/s", "20.0s"):
         assert text in body
+    assert 'class="target"' in body and "target 74.00 %</text>" in body
+    assert body.count("<circle") == 6  # each point of curves that have so few
+    assert "rotate(-90)" in body and ">90 %</text>" in body
+    assert "–" not in body
     assert "nothing to draw" not in body
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; apt-get install chromium")
 def test_a_browser_draws_what_the_link_asks_for(page, tmp_path):
     shown = browse(tmp_path, "--dump-dom", f"{page.as_uri()}#metric=train/loss&axis=seconds&log=1")
-    assert "active seconds</text>" in shown and "1e-1" in shown
+    assert "active seconds</text>" in shown and ">0.1</text>" in shown and ">0.5</text>" not in shown
+    assert 'class="target"' not in shown  # it is one of another metric
     picture = tmp_path / "page.png"
     browse(tmp_path, f"--screenshot={picture}", page.as_uri())
     pixels = np.asarray(Image.open(picture).convert("RGB")).astype(int)

@@ -3,6 +3,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -36,6 +37,8 @@ def names(runs):
         (["state!=FINISHED"], ["two"]),
         (["model.zero=true"], ["one"]),
         (["group=wide"], ["one"]),
+        (["tag:group=wide"], ["one"]),
+        (["tag:group!=wide"], []),
         (["val/top1>79%"], ["two", "three"]),
         (["name=1e1"], []),
     ],
@@ -121,3 +124,8 @@ def test_a_terminal_is_drawn_anew(write, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdout", out)
     listing.watch(tmp_path / "runs", 0.1, clear=True)
     assert out.getvalue() == "\033[H\033[Jno run is training here\n"
+
+
+def test_shares_of_time_are_per_cent(three):
+    found = [replace(run, summary={"tracking_wait": 0.0123}) for run in three]
+    assert "1.23 %" in render(found, Query(columns=("tracking_wait",))).splitlines()[1]

@@ -7,6 +7,7 @@ from pipeline.compare.figures import differences
 from pipeline.compare.read import read_journal
 from pipeline.errors import UsageError
 from pipeline.track.journal import Journal
+from pipeline.track.runs import read_run
 
 
 def test_a_run_is_read_with_its_curves(write):
@@ -19,7 +20,7 @@ def test_a_run_is_read_with_its_curves(write):
     assert run.device_hours(18) == pytest.approx(2 * 18 / 3600)
 
 
-def test_steps_done_over_count_once_and_a_change_of_world_counts_from_its_step(write):
+def test_of_steps_done_over_the_last_counts_and_a_change_of_world_counts_from_its_step(write):
     directory = write("one", [0.5, 0.7], end=None)
     again = {"config": {}, "plan": {"world_size": 8}, "tags": {}, "resumed_from_step": 10}
     with Journal(directory) as journal:
@@ -29,7 +30,7 @@ def test_steps_done_over_count_once_and_a_change_of_world_counts_from_its_step(w
     run = read_journal(directory)
     assert run.status == "DIED"
     assert run.curves["val/top1"].steps.tolist() == [10, 20, 30]
-    assert run.curves["val/top1"].values[1] == 0.7
+    assert run.curves["val/top1"].values[1] == 0.1
     assert np.isnan(run.curves["val/top1"].values[2])
     assert run.device_hours(30) == pytest.approx((2 * 10 + 8 * 20) / 3600)
     assert run.device_hours(5) == pytest.approx(2 * 5 / 3600)
@@ -56,3 +57,16 @@ def test_other_code_and_packages_are_told_from_the_run_directory(write):
         (run / "environment.json").write_text(json.dumps({"packages": {"numpy": version}, "driver": version}))
     told = differences([read_journal(run) for run in found])
     assert list(told["code"]) == ["git.diff"] and told["environment"] == {"package.numpy": ["1", "2"], "driver": ["1", "2"]}
+
+
+def test_comparing_and_listing_agree_on_a_run_that_has_not_caught_up_yet(write):
+    directory = write("one", [0.5, 0.7, 0.8], end=None)
+    again = {"config": {}, "plan": {"world_size": 1}, "tags": {}, "resumed_from_step": 15}
+    with Journal(directory) as journal:
+        journal.event("run", uid="one-uid", name="one", **again)
+        journal.metrics(20, {"train/loss": 0.01, "time/active_s": 21.0})
+    compared, listed = read_journal(directory), read_run(directory)
+    assert compared.step == listed.step == 20
+    assert {key: curve.values[-1] for key, curve in compared.curves.items()} == listed.last
+    assert (listed.last["val/top1"], listed.last["train/loss"]) == (0.5, 0.01)
+    assert compared.seconds(np.array([20.0])).tolist() == [21.0]

@@ -9,6 +9,7 @@ from pipeline.compare import condition, report, text
 from pipeline.compare.read import read_journal
 from pipeline.compare.report import Wanted, make
 from pipeline.errors import Regression, UsageError
+from pipeline.track.journal import Journal
 
 
 @pytest.fixture
@@ -49,9 +50,9 @@ def test_conditions_are_about_group_means(six):
 
 
 def test_runs_of_one_group_are_checked_one_by_one(six):
-    with pytest.raises(Regression, match="holds for 2:base1: val/top1 = 0.71; 3:base2"):
+    with pytest.raises(Regression, match=r"holds for b \(base1\): val/top1 = 0.71; c \(base2\)"):
         report.check(make(six[::2], Wanted()), condition.parse("val/top1 > baseline"))
-    with pytest.raises(Regression, match="holds for 1:base0: val/top1 = 0.7; 2:base1: .* \\(baseline 3:base2"):
+    with pytest.raises(Regression, match=r"holds for a \(base0\): val/top1 = 0.7; b \(base1\): .* \(baseline c \(base2\)"):
         report.check(make(six[::2], Wanted(baseline="base2")), condition.parse("val/top1 < baseline"))
     with pytest.raises(UsageError, match="only the baseline is here"):
         report.check(make(six[:1], Wanted()), condition.parse("val/top1 > baseline"))
@@ -66,7 +67,8 @@ def test_text_says_what_there_is(six):
     said = text.render(make(six, Wanted(target=0.75)))
     lines = said.splitlines()
     heading = (
-        "run state steps last val/top1 best at step steps to 75.00 % time to it device-h to it time device-h img/s data wait"
+        "run state steps last val/top1 best at step steps to 75.00 % time to it device-h to it time device-h "
+        "median img/s median data wait"
     )
     assert " ".join(lines[0].split()) == heading
     assert lines[1].split()[:5] == ["a", "base0", "FINISHED", "20/40", "70.00"]
@@ -130,3 +132,20 @@ def test_a_baseline_whose_name_several_groups_have_is_refused(write):
     runs = [replace(run, name="same") for run in runs]
     with pytest.raises(UsageError, match="--baseline same: runs of several groups have this name"):
         make(runs, Wanted(baseline="same"))
+
+
+def test_no_accuracy_is_above_a_hundred_per_cent(write):
+    runs = [read_journal(write(f"r{seed}", [0.97 + seed / 100], config={"seed": seed})) for seed in range(3)]
+    found = make(runs, Wanted())
+    assert found.pooled[0].high > 1
+    (line,) = (line for line in text.render(found).splitlines() if line.startswith("demo"))
+    assert "to 100.00 %" in line
+
+
+def test_a_learning_rate_has_no_best(write):
+    directory = write("one", [0.5])
+    with Journal(directory) as journal:
+        journal.metrics(20, {"train/lr": 0.1, "train/epoch": 1.0, "train/top1": 0.4})
+    (heading, _) = report.as_csv(make([read_journal(directory)], Wanted())).splitlines()
+    assert "best:train/top1" in heading and "last:train/lr" in heading
+    assert "best:train/lr" not in heading and "best:train/epoch" not in heading

@@ -21,6 +21,19 @@ def test_runs_are_found_by_directory_folder_name_id_and_tag(write, tmp_path):
     assert names(find([], Place(root, experiments=("other",)))) == ["three"]
 
 
+def test_a_folder_that_happens_to_be_called_like_a_run_does_not_hide_it(write, tmp_path, monkeypatch):
+    write("one", [0.5])
+    monkeypatch.chdir(tmp_path)
+    place = Place(tmp_path / "runs")
+    (tmp_path / "one").mkdir()
+    assert names(find(["one"], place)) == ["one"]
+    with pytest.raises(UsageError, match="one: holds no run"):
+        find(["./one"], place)
+    assert names(find(["runs"], place)) == ["one"]
+    write("inside", [0.5]).rename(tmp_path / "one" / "two")
+    assert names(find(["one"], place)) == ["one"] and names(find(["one/"], place)) == ["inside"]
+
+
 def test_a_run_that_is_not_there(write, tmp_path):
     write("one", [0.5])
     with pytest.raises(UsageError, match=r"nobody: no such run in .*runs; there are one"):

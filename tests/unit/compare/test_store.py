@@ -35,7 +35,7 @@ def test_mlflow_tells_the_same_as_the_journal(write, tmp_path, uri):
 
 def test_what_mlflow_cant_tell_is_said_in_one_line(write, tmp_path, uri):
     sync(write("one", [0.5]), uri, "tests")
-    with pytest.raises(UsageError, match="no experiment 'nowhere'; there are .*tests"):
+    with pytest.raises(UsageError, match="--experiment nowhere: no such experiment in sqlite.*; there are .*tests"):
         Store(uri, ["nowhere"])
     with pytest.raises(UsageError, match=r"nobody: no such run in sqlite:"):
         find(["nobody"], Place(tmp_path / "runs", uri, ("tests",), "mlflow"))
@@ -43,3 +43,36 @@ def test_what_mlflow_cant_tell_is_said_in_one_line(write, tmp_path, uri):
         find(["it's"], Place(tmp_path / "runs", uri, (), "mlflow"))
     with pytest.raises(UsageError, match=r"^http://\*\*\*@127.0.0.1:1: .*check the address"):
         Store("http://me:hidden@127.0.0.1:1")
+
+
+def test_without_names_all_runs_of_an_experiment_are_meant_whether_here_or_in_mlflow(write, tmp_path, uri, monkeypatch):
+    for name, experiment in (("away", "tests"), ("here", "tests"), ("other", "else"), ("untracked", "local")):
+        directory = write(name, [0.5], config={"track.experiment": experiment})
+        if name != "untracked":
+            sync(directory, uri, experiment)
+    tmp_path.joinpath("runs", "away", "journal.jsonl").unlink()
+    monkeypatch.setattr("pipeline.compare.store._PAGE", 1)
+    assert sorted(run.name for run in Store(uri).all()) == ["away", "here", "other"]
+
+    def names(*experiments, source="auto"):
+        return [run.name for run in find([], Place(tmp_path / "runs", uri, experiments, source))]
+
+    assert names("tests") == ["here", "away"]
+    assert names("tests", source="journal") == ["here"]
+    assert sorted(names("tests", source="mlflow")) == ["away", "here"]
+    assert names("local") == ["untracked"]
+    with pytest.raises(UsageError, match="--experiment nowhere: no such experiment in .*there are .*else, local, .*tests"):
+        names("nowhere")
+    with pytest.raises(UsageError, match="--experiment nowhere: no such experiment in .*runs; there are else, local, tests"):
+        names("tests", "nowhere", source="journal")
+    with pytest.raises(UsageError, match="--experiment template: holds no run in .*; train something first"):
+        names("template")
+
+
+def test_a_store_that_somebody_names_has_to_be_there(write, tmp_path):
+    write("one", [0.5])
+    for uri, source in ((f"sqlite:///{tmp_path / 'no.db'}", "auto"), (None, "mlflow")):
+        with pytest.raises(UsageError, match="no such database"):
+            find(["nobody"], Place(tmp_path / "runs", uri, source=source))
+    with pytest.raises(UsageError, match="nobody: no such run in .*runs; there are one"):
+        find(["nobody"], Place(tmp_path / "runs"))

@@ -190,3 +190,10 @@ def test_a_name_that_mlflows_registry_would_refuse_is_refused_before_training(tm
     (line,) = problems(path)
     assert "track.register: must be a name without / and :" in line
     assert load(write(path, "track: {register: my-net.v2}\n")).track.register_ == "my-net.v2"
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[31mred", "tab\there", "\u202eback"])
+def test_a_name_that_would_move_the_cursor_of_a_terminal_is_refused(tmp_path: Path, name: str) -> None:
+    (line,) = problems(write(tmp_path / "c.yaml", yaml.safe_dump({"run": {"name": name}})))
+    assert "run.name: must be printable, without line breaks" in line and line.isprintable()
+    assert load(write(tmp_path / "c.yaml", "run: {name: größe 7}\n")).run.name == "größe 7"

@@ -85,10 +85,10 @@ def test_a_cursor_past_a_shortened_journal_does_not_fit(tmp_path):
 
 def test_only_what_goes_to_mlflow_ends_a_piece(tmp_path):
     with Journal(tmp_path) as journal:
-        for kind in ("run", "log", "metrics", "log", "artifact", "status", "log"):
+        for kind in ("run", "log", "metrics", "log", "artifact", "warning", "status", "log"):
             if kind == "metrics":
                 journal.metrics(1, {"loss": 1.0})
             else:
                 journal.event(kind)
     found = [(len(piece.points), piece.event and piece.event["kind"]) for piece in pieces(journal.path, 0, {})]
-    assert found == [(0, "run"), (1, "artifact"), (0, "status"), (0, None)]
+    assert found == [(0, "run"), (1, "artifact"), (0, "warning"), (0, "status"), (0, None)]

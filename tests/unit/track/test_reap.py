@@ -77,6 +77,12 @@ def test_a_store_that_cant_be_reached():
         reap("http://127.0.0.1:1", 0)
 
 
+def test_an_empty_folder_stays_empty(tmp_path):
+    with pytest.raises(UsageError, match=r"mlflow.db: no such database; train something first, or name a store with --uri"):
+        reap(f"sqlite:///{tmp_path / 'mlflow.db'}", 0)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_dead_run_whose_directory_another_run_took_over_is_closed(tmp_path, begin, uri, stored):
     directory = tmp_path / "first"
     start(directory, begin, uri)

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.compare.read import read_journal
 from pipeline.errors import UsageError
 from pipeline.track.cursor import Cursor
+from pipeline.track.curves import collect
 from pipeline.track.journal import Journal, read
 from pipeline.track.lock import RunLock
 from pipeline.track.runs import RunInfo, as_json, as_table, list_runs, read_run
@@ -84,10 +86,10 @@ def test_a_run_that_died_before_its_first_line_is_listed_by_its_directory(tmp_pa
 
 EVENTS = st.lists(
     st.one_of(
-        st.tuples(st.just("run"), st.integers(1, 99)),
+        st.tuples(st.just("run"), st.integers(0, 99)),
         st.tuples(st.just("status"), st.sampled_from(["RUNNING", "FINISHED", "FAILED", "KILLED", "SCHEDULED"])),
-        st.tuples(st.just("curve"), st.integers(0, 99)),
-        st.tuples(st.just("summary"), st.integers(0, 99)),
+        st.tuples(st.just("curve"), st.integers(1, 9)),
+        st.tuples(st.just("summary"), st.integers(0, 9)),
         st.tuples(st.just("log"), st.just('"kind": "metrics"')),
     ),
     max_size=12,
@@ -97,11 +99,13 @@ EVENTS = st.lists(
 @settings(deadline=None)
 @given(EVENTS)
 def test_the_quick_listing_tells_what_the_whole_journal_says(events):
-    expected = {"status": "RUNNING", "step": 0, "total_steps": None, "summary": {}}
+    expected, step, values = {"status": "RUNNING", "total_steps": None}, 0, 0.0
     with tempfile.TemporaryDirectory() as folder, Journal(Path(folder)) as journal, RunLock(Path(folder)):
         for kind, value in events:
             if kind == "run":
-                journal.event("run", uid=str(value), name="n", config={}, plan={"total_steps": value}, tags={})
+                step = min(step, value)
+                about = {"config": {}, "plan": {"total_steps": value}, "tags": {}, "resumed_from_step": step or None}
+                journal.event("run", uid=str(value), name="n", **about)
                 expected |= {"status": "RUNNING", "total_steps": value}
             elif kind == "status":
                 journal.event("status", status=value)
@@ -109,10 +113,11 @@ def test_the_quick_listing_tells_what_the_whole_journal_says(events):
             elif kind == "log":
                 journal.event("log", text=value)
             else:
-                name = "summary/x" if kind == "summary" else "train/loss"
-                journal.metrics(value, {name: value / 7})
-                expected |= {"step": value} | ({"summary": {"x": value / 7}} if kind == "summary" else {})
+                step, values = step + value, values + 1
+                journal.metrics(step, {"summary/x" if kind == "summary" else "train/loss": values})
         run = read_run(Path(folder))
+        expected |= {"step": step, "last": {key: found[-1] for key, (_, found) in collect(journal.path).items()}}
+        expected["summary"] = {"x": expected["last"]["summary/x"]} if "summary/x" in expected["last"] else {}
     assert {key: getattr(run, key) for key in expected} == expected
 
 
@@ -143,3 +148,39 @@ def test_a_journal_that_cant_be_read_is_named(tmp_path):
     (tmp_path / "journal.jsonl").mkdir()
     with pytest.raises(UsageError, match="Is a directory"):
         read_run(tmp_path)
+
+
+FLAWED = [
+    {"kind": "run"},
+    {"kind": "run", "uid": "u", "name": "n", "config": [], "plan": {}, "tags": {}},
+    {"kind": "run", "uid": "u", "name": "n", "config": {}, "plan": {"total_steps": "many"}, "tags": {}},
+    {"kind": "status"},
+    {"kind": "metrics", "step": "7", "values": {}},
+    {"kind": "metrics", "step": 7, "values": {"a": "much"}},
+    {"kind": "metrics", "step": 7, "values": {"a": 10**400}},
+    {"kind": "metrics", "step": 7, "values": {"a": [1]}},
+    {"kind": "log", "t": "now"},
+]
+
+
+@pytest.mark.parametrize("line", FLAWED)
+def test_a_line_that_is_not_whole_is_named_and_hides_no_other_run(tmp_path, begin, line, caplog):
+    finish(tmp_path / "good", begin, "u1")
+    finish(tmp_path / "bad", begin, "u2")
+    journal = tmp_path / "bad" / "journal.jsonl"
+    with journal.open("a") as file:
+        file.write(json.dumps({"t": 1.0} | line) + "\n")
+    for explicit in (read_run, list_runs, read_journal):
+        with pytest.raises(UsageError, match=rf"{journal}: line 54 is no whole '{line['kind']}' line: .*; leave the run out$"):
+            explicit(tmp_path / "bad")
+    for _ in range(2):
+        assert [run.uid for run in list_runs(tmp_path)] == ["u1"]
+    (message,) = caplog.messages
+    assert message.startswith(f"passed over: {journal}: line 54") and "\n" not in message
+
+
+def test_a_line_nested_without_end_is_passed_over(tmp_path, begin):
+    finish(tmp_path / "a", begin, "u1")
+    with (tmp_path / "a" / "journal.jsonl").open("a") as file:
+        file.write("[" * 100_000 + "\n")
+    assert read_run(tmp_path / "a").uid == "u1"

@@ -4,15 +4,20 @@ import queue
 import shutil
 import signal
 import socket
+import threading
 
 import pytest
 
+from pipeline.compare.store import Store
 from pipeline.errors import ConfigError, UsageError
+from pipeline.track import tracker
 from pipeline.track.cursor import Cursor
 from pipeline.track.journal import Journal, read
-from pipeline.track.lock import RunLock
+from pipeline.track.lock import FileLock, RunLock
+from pipeline.track.reap import reap
 from pipeline.track.shipper import Shipper, sync
-from pipeline.track.tracker import Tracker
+from pipeline.track.tracker import Tracker, connect
+from pipeline.track.ui import places
 
 PATIENT_S = 120
 
@@ -238,6 +243,11 @@ def test_what_cant_be_synced_is_told_in_one_line(tmp_path, begin, uri):
         with pytest.raises(UsageError, match="died before it began"):
             sync(tmp_path, uri)
         begin(journal)
+        journal.event("status")
+        with pytest.raises(UsageError, match="line 2 is no whole 'status' line: status is missing"):
+            sync(tmp_path, uri)
+        journal.event("status", status="FINISHED")
+    journal.path.write_text("".join(t for t in journal.path.read_text().splitlines(True) if '"kind": "status"}' not in t))
     with pytest.raises(ConfigError, match="'nowhere' is not a tracking address"):
         sync(tmp_path, "nowhere")
 
@@ -360,3 +370,44 @@ def test_a_store_that_is_down_is_told_once_and_gets_all_when_it_is_back(tmp_path
 def test_closing_one_never_started_ships_nothing(tmp_path):
     assert Shipper(tmp_path, "http://127.0.0.1:1", "tests").close(PATIENT_S) is False
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_training_warned_of_is_a_tag_cut_to_what_mlflow_takes(tmp_path, begin, uri, stored):
+    with Journal(tmp_path) as journal:
+        begin(journal)
+        journal.event("warning", step=7, text="images/s fell " + "x" * 9000)
+    sync(tmp_path, uri, "tests")
+    assert stored()[0].data.tags["warning.step_7"] == ("images/s fell " + "x" * 9000)[:8000]
+
+
+def test_the_reason_of_an_earlier_status_goes_with_it(tmp_path, begin, uri, stored):
+    for status, reason in (("FAILED", "no room " + "x" * 9000), ("FINISHED", None)):
+        with Journal(tmp_path) as journal:
+            begin(journal)
+            journal.event("status", status=status, reason=reason)
+        sync(tmp_path, uri, "tests")
+        assert stored()[0].data.tags.get("status.reason") == (reason and reason[:8000])
+
+
+def test_nothing_connects_to_a_sqlite_database_on_a_network_disk(tmp_path, begin, uri, monkeypatch):
+    def refuse(address):
+        raise ConfigError(f"{address} lies on a network file system")
+
+    monkeypatch.setattr(tracker, "refuse_network_disk", refuse)
+    with Journal(tmp_path) as journal:
+        begin(journal)
+    for act in (lambda: sync(tmp_path, uri, "tests"), lambda: reap(uri, 0), lambda: places(uri, []), lambda: Store(uri)):
+        with pytest.raises(ConfigError, match="lies on a network file system"):
+            act()
+
+
+def test_reading_waits_for_who_makes_the_database(tmp_path, uri):
+    lock = FileLock(tmp_path / "mlflow.db.lock")
+    lock.acquire(wait=True)
+    reader = threading.Thread(target=connect, args=(uri,))
+    reader.start()
+    reader.join(0.5)
+    waited = reader.is_alive()
+    lock.release()
+    reader.join(PATIENT_S)
+    assert waited and not reader.is_alive()

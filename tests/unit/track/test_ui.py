@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -47,5 +48,10 @@ def test_the_interface_of_a_store_answers_on_this_machine_only_and_ends_with_ctr
 def test_what_cant_be_opened(tmp_path, uri):
     with pytest.raises(UsageError, match="no such database; train something first"):
         ui.serve(f"sqlite:///{tmp_path / 'nothing.db'}", str, print)
+    with (
+        socket.create_server((ui.HOST, 0)) as other,
+        pytest.raises(UsageError, match=r"--port \d+: can't listen there: Address already in use; choose another"),
+    ):
+        ui.serve(uri, str, print, other.getsockname()[1])
     with pytest.raises(UsageError, match="check the address"):
         ui.places(uri, ["nobody"])
