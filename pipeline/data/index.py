@@ -167,7 +167,7 @@ def describe_bad(index: Index, ids: Sequence[int]) -> list[str]:
 
 def _header_problem(index: Index, sample: int) -> str:
     try:
-        image.pil_size(index.source(sample))
+        image.pil_size(index.source(sample)) if index.shards else image.read_size(index.path(sample))
     except Exception as error:  # PIL's decoders raise anything on broken files
         return image.describe(error)
     return "changed since it was indexed"
@@ -203,9 +203,16 @@ def _load(place: Path, folder: Path) -> Index | None:
 
 
 def _older_than_bad(place: Path, index: Index) -> bool:
-    """Tell whether a file that was bad has been replaced since; folders' mtimes don't tell of that."""
+    """Tell whether a file that was bad has been replaced or mended since; folders' mtimes don't tell of that."""
     if index.shards is not None or not len(index.bad):
         return False
     made = (place / "meta.json").stat().st_mtime_ns
-    paths = [index.path(sample) for sample in index.bad.tolist()]
-    return any(not path.exists() or path.stat().st_mtime_ns > made for path in paths)
+    return any(_ctime_ns(index.path(sample)) > made for sample in index.bad.tolist())
+
+
+def _ctime_ns(path: Path) -> int:
+    # Not the mtime, which `cp -p` keeps, and `chmod` too. What is missing, or a link to nowhere, is as bad as it was.
+    try:
+        return path.stat().st_ctime_ns
+    except OSError:
+        return 0

@@ -62,7 +62,7 @@ def walk(folder: Path) -> Listing:
     """List the images below `folder/<class>/`, in ImageFolder's order; hidden files and folders are skipped.
 
     Raises:
-        DataError: if there is no class folder, or one without an image.
+        DataError: if there is no class folder, or one without an image, or a link that leads into itself.
     """
     folders = {".": folder.stat().st_mtime_ns}
     classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
@@ -91,11 +91,18 @@ def _walk_class(folder: Path, name: str, folders: dict[str, int]) -> Iterator[st
     for root, inner, files in os.walk(folder / name, onerror=_fail, followlinks=True):
         inner[:] = [entry for entry in inner if not entry.startswith(".")]
         for inside in (Path(root, entry) for entry in inner):
+            _refuse_loop(inside)
             folders[os.path.relpath(inside, folder)] = inside.stat().st_mtime_ns
         walked.append((root, files))
     for root, files in sorted(walked):
         below = os.path.relpath(root, folder)
         yield from (f"{below}/{file}" for file in sorted(files) if image.is_image(file))
+
+
+def _refuse_loop(folder: Path) -> None:
+    # The kernel follows such a link forty times before it refuses: each image would be counted as often.
+    if folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve()):
+        raise DataError(f"{folder}: is a link to a folder that it lies in; remove the link")
 
 
 def _fail(error: OSError) -> None:

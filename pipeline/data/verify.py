@@ -107,7 +107,7 @@ def examine(index: Index, sample: int, deep: bool) -> Verdict:
                 return Verdict(problem="empty", detail="was not readable when it was packed")
             return _judge(index.shards.view(sample), deep)
         path = os.path.join(index.folder, index.name(sample))  # noqa: PTH118 - a Path costs a tenth of the time
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = image.open_file(path)
         try:
             return _judge_file(fd, deep)
         finally:
