@@ -1,6 +1,7 @@
 """Packs: their bytes, their readers, restarts, damage, and training from them."""
 
 import gc
+import io
 import json
 import os
 import signal
@@ -281,11 +282,56 @@ def test_tars_made_elsewhere_are_indexed(packed: Path, images: Path, cache: Path
     assert open_index(tmp_path, "train", tmp_path / "cache").classes == ("one", "two")
 
 
+def write_tar(path: Path, members: list[tuple[str, bytes]], mode: str = "w") -> bytes:
+    path.parent.mkdir(exist_ok=True)
+    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([("x.jpg", b""), ("x.cls", b"n014")], r"a.tar: x.cls holds b'n014' instead of a class's number"),
+        ([("x.jpg", b""), ("x.png", b""), ("x.cls", b"0")], r"a.tar: two images of one sample, x.jpg and x.png"),
+        ([("x.jpg", b""), ("x.cls", b"0"), ("x.jpg", b""), ("x.cls", b"1")], r"two images of one sample, x.jpg and x.jpg"),
+        ([("x.jpg", b""), ("x.cls", b"123456789012")], "a label 123456789012, which is no class's number"),
+        ([("x.jpg", b""), ("x.json", b'{"label": 1}')], r"1 image with no label in a .cls file \(x.jpg\)"),
+    ],
+)
+def test_tars_whose_samples_are_unclear_are_refused(members: list[tuple[str, bytes]], message: str, tmp_path: Path) -> None:
+    write_tar(tmp_path / "train" / "a.tar", members)
+    with pytest.raises(DataError, match=message):
+        build(tmp_path, "train", tmp_path / "cache")
+
+
+@pytest.mark.parametrize("damage", ["header", "end", "gz"])
+def test_tars_that_lose_images_in_silence_are_refused(damage: str, small: Path, tmp_path: Path) -> None:
+    members = []
+    for number, path in enumerate(sorted((small / "train").glob("*/*"))):
+        members += [(f"{number}.jpg", path.read_bytes()), (f"{number}.cls", b"0")]
+    tar = tmp_path / "train" / "a.tar"
+    data = write_tar(tar, members, "w:gz" if damage == "gz" else "w")
+    place = data.find(b"4.jpg")
+    if damage == "header":
+        tar.write_bytes(data[:place] + b"\xff" * 512 + data[place + 512 :])
+    elif damage == "end":
+        tar.write_bytes(data[:place])
+    with pytest.raises(
+        DataError, match=r"a.tar: not a whole, uncompressed tar \((broken after|no end mark|invalid header)"
+    ) as caught:
+        build(tmp_path, "train", tmp_path / "cache")
+    assert "\n" not in str(caught.value)
+
+
 def test_tars_without_labels_or_cut_short_are_refused(packed: Path, tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     whole = next((packed / "train").glob("*.tar")).read_bytes()
     (tmp_path / "train" / "a.tar").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(PipelineError, match=r"a.tar: not a whole WebDataset tar|no label"):
+    with pytest.raises(PipelineError, match=r"a.tar: not a whole, uncompressed tar|no label"):
         build(tmp_path, "train", tmp_path)
     with tarfile.open(tmp_path / "train" / "a.tar", "w") as tar:
         tar.add(__file__, "x.jpg")
