@@ -6,7 +6,6 @@ Not here: keeping what was found (`index`).
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pipeline.data import image
+from pipeline.data.parallel import in_order
 from pipeline.data.shards import Shards
 from pipeline.errors import DataError
 from pipeline.units import count
@@ -124,8 +124,8 @@ def read_sizes(listing: Listing, partial: Path) -> NDArray[np.int32]:
     with partial.open("a+b") as file:
         done = _take_over(file, listing, sizes)
         bar = tqdm(total=n, initial=done, desc=f"indexing {listing.base}", unit="img", disable=None, leave=False, delay=1)
-        with bar, ThreadPoolExecutor(_THREADS, "index") as pool:
-            for rows in pool.map(_reader(listing), range(done, n, _CHUNK)):
+        with bar:
+            for rows in in_order(_reader(listing), range(done, n, _CHUNK), _THREADS, "index"):
                 file.write(rows.tobytes())
                 sizes[done : done + len(rows)] = rows
                 done += len(rows)

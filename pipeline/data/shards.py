@@ -63,6 +63,14 @@ class Shards:
             raise DataError(f"{self.files[number]}: is cut short; copy it again, or make the pack again")
         return np.frombuffer(mapped, np.uint8, length, start)
 
+    def bytes_at(self, shard: int, start: int, length: int) -> bytes:
+        """Return bytes of a shard, given its place in `files`; fewer at its end.
+
+        Raises:
+            DataError: if the shard can't be read.
+        """
+        return (self._maps.get(shard) or self._open(shard))[start : start + length]
+
     def will_need(self, ids: NDArray[np.int64]) -> None:
         """Have the kernel read samples `ids` (int64[B]) into the page cache, without waiting for it."""
         for sample in ids.tolist():

@@ -7,7 +7,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -20,6 +19,7 @@ from tqdm import tqdm
 
 from pipeline.data import image, jpeg
 from pipeline.data.index import Index, open_index
+from pipeline.data.parallel import in_order
 from pipeline.data.quarantine import Entry
 
 Bytes = NDArray[np.uint8]
@@ -94,9 +94,8 @@ def _verdicts(index: Index, deep: bool, threads: int) -> Iterator[tuple[int, Ver
     def look(start: int) -> list[tuple[int, Verdict]]:
         return [(int(sample), examine(index, int(sample), deep)) for sample in order[start : start + _CHUNK]]
 
-    with ThreadPoolExecutor(threads, "verify") as pool:
-        for found in pool.map(look, range(0, len(order), _CHUNK)):
-            yield from found
+    for found in in_order(look, range(0, len(order), _CHUNK), threads, "verify"):
+        yield from found
 
 
 def examine(index: Index, sample: int, deep: bool) -> Verdict:
