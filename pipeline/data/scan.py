@@ -91,7 +91,7 @@ def _walk_class(folder: Path, name: str, folders: dict[str, int]) -> Iterator[st
     for root, inner, files in os.walk(folder / name, onerror=_fail, followlinks=True):
         inner[:] = [entry for entry in inner if not entry.startswith(".")]
         for inside in (Path(root, entry) for entry in inner):
-            _refuse_loop(inside)
+            refuse_loop(inside)
             folders[os.path.relpath(inside, folder)] = inside.stat().st_mtime_ns
         walked.append((root, files))
     for root, files in sorted(walked):
@@ -99,7 +99,12 @@ def _walk_class(folder: Path, name: str, folders: dict[str, int]) -> Iterator[st
         yield from (f"{below}/{file}" for file in sorted(files) if image.is_image(file))
 
 
-def _refuse_loop(folder: Path) -> None:
+def refuse_loop(folder: Path) -> None:
+    """Refuse a link to a folder that it lies in.
+
+    Raises:
+        DataError: if it is one.
+    """
     # The kernel follows such a link forty times before it refuses: each image would be counted as often.
     if folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve()):
         raise DataError(f"{folder}: is a link to a folder that it lies in; remove the link")
