@@ -3,9 +3,13 @@
 Not here: keeping what was found (`index`).
 """
 
+import errno
+import fcntl
 import hashlib
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -121,12 +125,11 @@ def read_sizes(listing: Listing, partial: Path) -> NDArray[np.int32]:
     the same listing goes on from there.
 
     Raises:
-        DataError: if no image can be read.
         OSError: if `partial` can't be written.
     """
     n = len(listing.names)
     sizes = np.zeros((n, 2), np.int32)
-    with partial.open("a+b") as file:
+    with _own(partial) as file:
         done = _take_over(file, listing, sizes)
         bar = tqdm(total=n, initial=done, desc=f"indexing {listing.base}", unit="img", disable=None, leave=False, delay=1)
         with bar:
@@ -135,9 +138,23 @@ def read_sizes(listing: Listing, partial: Path) -> NDArray[np.int32]:
                 sizes[done : done + len(rows)] = rows
                 done += len(rows)
                 bar.update(len(rows))
-    if not sizes.any():
-        raise DataError(f"{listing.base}: none of the {count(n, 'image')} can be read; {VERIFY} says why")
     return sizes
+
+
+@contextmanager
+def _own(partial: Path) -> Iterator[BinaryIO]:
+    """Open the file for writing; while another process does, one that is kept nowhere, as rows of both would be mixed up."""
+    with partial.open("a+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = True
+        except OSError as error:  # file systems that lock nothing let all in
+            alone = error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+        if alone:
+            yield file
+            return
+    with tempfile.TemporaryFile(dir=partial.parent) as file:
+        yield file
 
 
 def _reader(listing: Listing) -> Callable[[int], NDArray[np.int32]]:

@@ -69,7 +69,7 @@ def verify(root: Path, cache: Path | None, *, deep: bool, threads: int) -> Repor
     bad: list[Bad] = []
     images, spent_s = 0, 0.0
     for split in ("train", "val"):
-        index = open_index(root, split, cache)
+        index = open_index(root, split, cache, allow_bad=True)
         images += len(index)
         before_s = time.process_time()
         bar = tqdm(total=len(index), desc=f"verifying {split}", unit="img", disable=None, leave=False, delay=1)

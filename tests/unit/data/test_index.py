@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from pipeline.data import image, scan
+from pipeline.data import image, scan, store
 from pipeline.data.index import build, describe_bad, open_index
 from pipeline.data.quarantine import Quarantine
 from pipeline.data.verify import verify
@@ -273,3 +273,32 @@ def test_a_loop_of_links_is_refused(link: str, small: Path, tmp_path: Path) -> N
 def test_links_to_other_folders_are_followed(small: Path, tmp_path: Path) -> None:
     (small / "train" / "cat" / "more").symlink_to(small / "train" / "dog")
     assert len(build(small, "train", tmp_path / "cache")) == 9
+
+
+def test_two_who_index_at_once_don_t_mix_their_sizes(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan, "_CHUNK", 2)
+    monkeypatch.setattr(scan, "_THREADS", 1)
+    listing, partial = scan.walk(small / "train"), tmp_path / "partial"
+    Image.new("RGB", (99, 98)).save(small / "train" / "cat" / "0.jpg")
+    read, inner = image.read_size, []
+
+    def second_starts(path: str) -> tuple[int, int]:
+        if not inner:
+            inner.append(None)
+            inner.append(scan.read_sizes(listing, partial))
+            assert len(partial.read_bytes()) == 0 or partial.stat().st_size == 32
+        return read(path)
+
+    monkeypatch.setattr(image, "read_size", second_starts)
+    sizes = scan.read_sizes(listing, partial)
+    assert np.array_equal(sizes, inner[1])
+    assert partial.stat().st_size == 32 + 6 * 8  # a digest, and each image's size once
+
+
+def test_a_full_disk_without_words_is_named(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError("600 requested and 200 written")  # as numpy says it
+
+    monkeypatch.setattr(store, "save", full)
+    with pytest.raises(DataError, match=r"can't be written \(600 requested and 200 written\); set it to a folder that can"):
+        build(small, "train", tmp_path / "cache")
