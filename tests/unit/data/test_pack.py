@@ -2,15 +2,19 @@
 
 import gc
 import io
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +24,8 @@ from PIL import Image
 
 from pipeline.config import Config, make_plan
 from pipeline.data import pack as packing
+from pipeline.data import shards as sharding
+from pipeline.data.blocks import window_batches
 from pipeline.data.dataset import open_dataset
 from pipeline.data.index import Index, build, open_index
 from pipeline.data.loader import eval_loader, train_loader
@@ -397,3 +403,76 @@ def test_tars_without_labels_or_cut_short_are_refused(packed: Path, tmp_path: Pa
         tar.add(__file__, "x.jpg")
     with pytest.raises(DataError, match=r"a.tar: 1 image with no label in a .cls file \(x.jpg\); add them"):
         build(tmp_path, "train", tmp_path)
+
+
+def _advice(
+    monkeypatch: pytest.MonkeyPatch, cfg: Config, world: World, n_batches: int
+) -> tuple[Index, list[tuple[str, int, int, int, str]], list[list[int]]]:
+    """Take batches; return the kernel advice asked for meanwhile, with when it was asked, and the batches' samples."""
+    asked: list[tuple[str, int, int, int, str]] = []
+    taken: list[list[int]] = []
+
+    def watch(fd: int, start: int, length: int, advice: int) -> None:
+        assert advice == os.POSIX_FADV_WILLNEED
+        shard = Path(f"/proc/self/fd/{fd}").readlink().name
+        asked.append((shard, start, start + length, len(taken), threading.current_thread().name))
+
+    class Prompt(ThreadPoolExecutor):
+        """Has done what it is asked before anything else happens."""
+
+        def submit(self, *given: Any, **options: Any) -> Future[Any]:
+            future = super().submit(*given, **options)
+            wait([future])
+            return future
+
+    monkeypatch.setattr(os, "posix_fadvise", watch)
+    monkeypatch.setattr(sharding, "ThreadPoolExecutor", Prompt)
+    data = open_dataset(cfg, world)
+    plan = make_plan(cfg, world_size=world.size, train_images=len(data.train), val_images=len(data.val), classes=2)
+    loader = train_loader(cfg, plan, world, data, 0)
+    for batch in itertools.islice(loader, n_batches):
+        taken.append(batch.ids.tolist())
+    loader.close()
+    return data.train, asked, taken
+
+
+@pytest.mark.parametrize("order", ["full", "blocks"])
+def test_what_comes_is_asked_of_the_kernel_before_by_a_thread_of_its_own(
+    order: str, packed: Path, image_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = (f"data.root={packed}", f"data.order={order}", "data.block=4", "data.window=2", "data.executor=reference")
+    cfg = image_config(*where, "data.prefetch=1")
+    index, asked, taken = _advice(monkeypatch, cfg, World(), 8)
+    assert len(taken) == 8
+    assert {name[:10] for *_, name in asked} == {"read ahead"}
+    places = index.shards
+    assert places is not None
+    for number, ids in enumerate(taken[1:], 1):
+        for sample in ids:
+            name, start = places.files[int(places.shard[sample])].name, int(places.starts[sample])
+            stop = start + int(places.lengths[sample])
+            assert any(s == name and a <= start and stop <= b and when < number for s, a, b, when, _ in asked)
+    if order == "blocks":  # eight images of a window in two runs, and where a run goes on in the next shard
+        first = [one for one in asked if one[3] == 0]
+        assert 4 <= len(first) < 2 * 8  # of this window and the next, not of the whole epoch
+
+
+def test_neighbours_are_asked_for_as_one_run(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = open_index(packed, "train", None).shards
+    assert places is not None
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda _, start, length, __: asked.append((start, length)))
+    first = places.order[:7].astype(np.int64)
+    places.will_need(np.random.default_rng(0).permutation(first))
+    last = int(first[-1])
+    assert asked == [(int(places.starts[first[0]]), int(places.starts[last] + places.lengths[last] - places.starts[first[0]]))]
+
+
+def test_a_window_that_is_read_ahead_is_bounded(packed: Path, image_config: Callable[..., Config]) -> None:
+    index = open_index(packed, "train", None)
+    data = image_config("data.block=4", "data.window=2").data
+    assert window_batches(index, data, 2, 1) == 4
+    assert window_batches(index, data, 2, 2) == 2
+    assert window_batches(index, data, 16, 4) == 1
+    wide = image_config("data.block=1000", "data.window=1000").data
+    assert window_batches(index, wide, 2, 1) == 10
