@@ -3,8 +3,10 @@
 Not here: writing shards (`pack`) and listing foreign ones (`sources`).
 """
 
+import errno
 import mmap
 import os
+import resource
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -106,15 +108,33 @@ class Shards:
     def _open(self, number: int) -> mmap.mmap:
         path = self.files[number]
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                self._maps[number] = mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
-            finally:
-                os.close(fd)
+                self._maps[number] = _map(path)
+            except OSError as error:
+                if error.errno != errno.EMFILE:
+                    raise
+                _allow_more_files()
+                self._maps[number] = _map(path)
         except (OSError, ValueError) as error:  # ValueError: an empty file
+            if isinstance(error, OSError) and error.errno == errno.EMFILE:
+                raise DataError(f"{path}: {error.strerror}; raise `ulimit -n`, or pack with a larger --shard-images") from error
             reason = error.strerror if isinstance(error, OSError) else "empty file"
             raise DataError(f"{path}: {reason}; copy it again, or make the pack again") from error
         return self._maps[number]
+
+
+def _map(path: Path) -> mmap.mmap:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
+    finally:
+        os.close(fd)
+
+
+def _allow_more_files() -> None:
+    # Python keeps a descriptor open for each map, and a pack of ten million images has 2,400 shards; the usual limit is 1,024.
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class _Plan(Protocol):

@@ -476,3 +476,21 @@ def test_a_window_that_is_read_ahead_is_bounded(packed: Path, image_config: Call
     assert window_batches(index, data, 16, 4) == 1
     wide = image_config("data.block=1000", "data.window=1000").data
     assert window_batches(index, wide, 2, 1) == 10
+
+
+@pytest.mark.parametrize("hard", ["4096", "20"])
+def test_a_pack_may_have_more_shards_than_a_process_may_open_files(
+    hard: str, images: Path, cache: Path, tmp_path: Path
+) -> None:
+    pack(images, tmp_path, Settings(shard_images=1), cache, 1)
+    code = (
+        "import resource, sys; from pathlib import Path; from pipeline.data.index import open_index\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (20, int(sys.argv[2])))\n"
+        "index = open_index(Path(sys.argv[1]), 'train', None)\n"
+        "print(sum(len(index.read(k)) > 0 for k in range(len(index))))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path, hard], capture_output=True, text=True, check=False)
+    if hard == "4096":
+        assert done.stdout == "20\n"
+    else:
+        assert "Too many open files; raise `ulimit -n`" in done.stderr
