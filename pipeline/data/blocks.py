@@ -10,6 +10,9 @@ from pipeline.data import order
 from pipeline.data.index import Index
 from pipeline.data.order import Ints
 
+_SEEN = 4096  # samples whose sizes tell the others'; they lie shuffled in a pack
+_MOST_AHEAD = 1 << 30  # bytes that a rank asks for at once
+
 _ROTATE, _WINDOW = (1 << 16) + 1, (1 << 16) + 2  # streams of random numbers apart from those in `order`
 
 
@@ -20,6 +23,18 @@ def samples_at(index: Index, data: Data, positions: Ints, *, seed: int, epoch: i
         return order.permute(positions, n, seed, epoch)
     places = block_places(positions, n, (data.block, data.window), seed=seed, epoch=epoch)
     return index.shards.order[places].astype(np.int64) if index.shards else places
+
+
+def window_batches(index: Index, data: Data, batch: int, world_size: int) -> int:
+    """Return how many of a rank's batches a window lasts, and at least one; no more than hold `_MOST_AHEAD` bytes.
+
+    So many are read ahead at once: the samples that the ranks of a node ask for make up whole runs of neighbours.
+    """
+    if index.shards is None:
+        return 1
+    sample = max(1, int(index.shards.lengths[:_SEEN].mean()))
+    images = min(data.block * data.window // world_size, len(index) // world_size, _MOST_AHEAD // sample)
+    return max(1, images // batch)
 
 
 def block_places(positions: Ints, n: int, sizes: tuple[int, int], *, seed: int, epoch: int) -> Ints:

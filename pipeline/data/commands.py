@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.files import write_atomically
+from pipeline.files import write_text
 from pipeline.output import emit, json_option, write_csv
 
 if TYPE_CHECKING:
@@ -67,8 +67,7 @@ def verify(root: Path, **options: Any) -> None:
     ]
     if options["quarantine"]:
         lines = "".join(one.entry.line() for one in report.bad)
-        listed = lines.encode("utf-8", "surrogateescape")  # names that are no UTF-8
-        write_atomically(options["quarantine"], lambda path: path.write_bytes(listed))
+        write_text(options["quarantine"], lines)
     if options["csv_to"]:
         write_csv(options["csv_to"], rows)
     found = {

@@ -3,8 +3,11 @@
 Not here: what is in a split (`index`), and batches of it (`loader`).
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from tqdm import tqdm
 
 from pipeline.config import Config
 from pipeline.data import sources, synthetic
@@ -12,6 +15,7 @@ from pipeline.data.index import Index, open_index
 from pipeline.data.quarantine import Quarantine
 from pipeline.data.scan import some
 from pipeline.errors import DataError
+from pipeline.units import count
 from pipeline.world import World
 
 _LAYOUT = "set it to a folder with train/<class>/* and val/<class>/*"
@@ -53,7 +57,21 @@ def open_dataset(cfg: Config, world: World) -> Dataset:
         val = synthetic.make_index("val", data.synthetic_val, data.synthetic_classes)
         return _dataset(train, val, cfg)
     root = world.together(lambda: _stage(cfg))
-    return world.main_first(lambda: _open(root, cfg))
+    dataset = world.main_first(lambda: _open(root, cfg))
+    if world.rank == 0:
+        _warn_of_unknown(dataset, cfg)
+    return dataset
+
+
+def _warn_of_unknown(dataset: Dataset, cfg: Config) -> None:
+    # Not an error: the files may have been removed since, as they should be. But it may be another data set's list.
+    for split, bad in (("train", dataset.bad_train), ("val", dataset.bad_val)):
+        if bad.unknown:
+            named = some([repr(name) for name in bad.unknown])
+            text = (
+                f"warning: data.quarantine: {cfg.data.quarantine} lists {count(len(bad.unknown), 'image')} that {split} lacks"
+            )
+            tqdm.write(f"{text}: {named}", file=sys.stderr)
 
 
 def _stage(cfg: Config) -> Path | None:

@@ -18,6 +18,7 @@ from pipeline.data import image, scan, shards, sources, store
 from pipeline.data.folders import whole_folder
 from pipeline.data.shards import Shards
 from pipeline.errors import DataError
+from pipeline.units import count
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,11 @@ class Index:
         )
 
 
-def open_index(root: Path, split: str, cache: Path | None) -> Index:
+def open_index(root: Path, split: str, cache: Path | None, *, allow_bad: bool = False) -> Index:
     """Open the index of `root/split`, after making it if there is none, or if it is broken or older than its sources.
 
-    A pack brings its own. `cache` is the folder that holds the others; None stands for the user's cache.
+    A pack brings its own. `cache` is the folder that holds the others; None stands for the user's cache. With `allow_bad`
+    all images may be unreadable.
 
     Raises:
         DataError: as `build` does.
@@ -109,7 +111,10 @@ def open_index(root: Path, split: str, cache: Path | None) -> Index:
     folder = _folder(root, split)
     if store.is_pack(folder):
         return open_pack(folder)
-    return _load(_place(folder, cache), folder) or build(root, split, cache)
+    found = _load(_place(folder, cache), folder)
+    if found is None or (len(found.bad) == len(found) and not allow_bad):
+        return build(root, split, cache, allow_bad=allow_bad)
+    return found
 
 
 def open_pack(folder: Path) -> Index:
@@ -126,10 +131,10 @@ def open_pack(folder: Path) -> Index:
     return index
 
 
-def build(root: Path, split: str, cache: Path | None) -> Index:
+def build(root: Path, split: str, cache: Path | None, *, allow_bad: bool = False) -> Index:
     """Make the index of `root/split` anew from the headers of all its images; an interrupted one goes on.
 
-    Images whose header can't be read are kept, and marked as bad.
+    Images whose header can't be read are kept, and marked as bad; with `allow_bad` all of them may be.
 
     Raises:
         DataError: if the folder or a class can't be used, no image can be read, or the cache can't be written.
@@ -146,6 +151,8 @@ def build(root: Path, split: str, cache: Path | None) -> Index:
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)
         sizes = scan.read_sizes(listing, partial)
+        if not sizes.any() and not allow_bad:
+            raise DataError(f"{listing.base}: none of the {count(len(sizes), 'image')} can be read; {scan.VERIFY} says why")
         with whole_folder(place) as new:
             store.save(new, store.Content(folder, listing, sizes))
             # Opened before it is moved: the maps stay valid whatever another process does to the place.
@@ -153,7 +160,7 @@ def build(root: Path, split: str, cache: Path | None) -> Index:
         partial.unlink(missing_ok=True)
     except OSError as error:
         raise DataError(
-            f"data.cache: {place.parent} can't be written ({error.strerror}); set it to a folder that can"
+            f"data.cache: {place.parent} can't be written ({error.strerror or error}); set it to a folder that can"
         ) from error
     if index is None:
         raise DataError(f"{folder}: changed while it was indexed; wait until the copying is done and start again")
@@ -167,7 +174,7 @@ def describe_bad(index: Index, ids: Sequence[int]) -> list[str]:
 
 def _header_problem(index: Index, sample: int) -> str:
     try:
-        image.pil_size(index.source(sample))
+        image.pil_size(index.source(sample)) if index.shards else image.read_size(index.path(sample))
     except Exception as error:  # PIL's decoders raise anything on broken files
         return image.describe(error)
     return "changed since it was indexed"
@@ -203,9 +210,16 @@ def _load(place: Path, folder: Path) -> Index | None:
 
 
 def _older_than_bad(place: Path, index: Index) -> bool:
-    """Tell whether a file that was bad has been replaced since; folders' mtimes don't tell of that."""
+    """Tell whether a file that was bad has been replaced or mended since; folders' mtimes don't tell of that."""
     if index.shards is not None or not len(index.bad):
         return False
     made = (place / "meta.json").stat().st_mtime_ns
-    paths = [index.path(sample) for sample in index.bad.tolist()]
-    return any(not path.exists() or path.stat().st_mtime_ns > made for path in paths)
+    return any(_ctime_ns(index.path(sample)) > made for sample in index.bad.tolist())
+
+
+def _ctime_ns(path: Path) -> int:
+    # Not the mtime, which `cp -p` keeps, and `chmod` too. What is missing, or a link to nowhere, is as bad as it was.
+    try:
+        return path.stat().st_ctime_ns
+    except OSError:
+        return 0

@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.config import Config, Plan
 from pipeline.data import augment, mixing
 from pipeline.data.batch import Batch, Job, Loader
-from pipeline.data.blocks import samples_at
+from pipeline.data.blocks import samples_at, window_batches
 from pipeline.data.dataset import Dataset, open_dataset
 from pipeline.data.index import Index
 from pipeline.data.normalize import Normalize
@@ -24,7 +24,7 @@ from pipeline.data.plan import BatchPlan, eval_plan, train_plan
 from pipeline.data.quarantine import FILE as BAD_IMAGES
 from pipeline.data.quarantine import Quarantine
 from pipeline.data.resolution import resolution
-from pipeline.data.shards import read_ahead
+from pipeline.data.shards import Runs, read_ahead
 from pipeline.data.synthetic import SyntheticExecutor
 from pipeline.errors import DataError
 from pipeline.world import World
@@ -51,18 +51,33 @@ def train_loader(cfg: Config, plan: Plan, world: World, dataset: Dataset, start_
     """
     index, bad, side = dataset.train, dataset.bad_train, resolution(cfg, plan)
 
+    def samples(number: int) -> tuple[int, Ints, Ints]:
+        step, micro = divmod(number, plan.accumulation)
+        epoch, positions = micro_positions(step, micro, rank=world.rank, world_size=world.size, plan=plan)
+        places = repeated(positions, cfg.data.repeats, plan.global_batch)
+        return epoch, positions, samples_at(index, cfg.data, places, seed=cfg.seed, epoch=epoch)
+
+    def numbers(first: int) -> range:
+        return range(start_step * plan.accumulation + first, plan.total_steps * plan.accumulation)
+
     def plans(first: int) -> Iterator[BatchPlan]:
-        for number in range(start_step * plan.accumulation + first, plan.total_steps * plan.accumulation):
-            step, micro = divmod(number, plan.accumulation)
-            epoch, positions = micro_positions(step, micro, rank=world.rank, world_size=world.size, plan=plan)
-            places = repeated(positions, cfg.data.repeats, plan.global_batch)
-            ids = samples_at(index, cfg.data, places, seed=cfg.seed, epoch=epoch)
+        for number in numbers(first):
+            epoch, positions, ids = samples(number)
             ids = bad.replace(ids, positions, cfg.seed, epoch)
             data = cfg.data.model_copy(update={"resolution": side(epoch)})
             crops = train_plan(index, data, ids, positions, seed=cfg.seed, epoch=epoch)
             yield _augment(cfg, crops, positions, epoch)
 
-    ahead = partial(_ahead, plans, index)
+    def runs(first: int) -> Runs | None:
+        batches = window_batches(index, cfg.data, plan.micro_batch, world.size)
+        if cfg.data.order != "blocks" or index.shards is None:
+            return None
+        groups = (numbers(first)[at : at + batches] for at in range(0, len(numbers(first)), batches))
+        return Runs(batches, (np.concatenate([samples(number)[2] for number in group]) for group in groups))
+
+    def ahead(first: int) -> Iterator[BatchPlan]:
+        return read_ahead(plans(first), index.shards, runs(first))
+
     job = Job(index, ahead, plan.micro_batch, world.device, cfg.data.threads, cfg.data.prefetch, bad, cfg.augment.on)
     return _executor(cfg, job, cfg.data.resolution)
 

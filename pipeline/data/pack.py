@@ -6,9 +6,9 @@ Not here: reading from shards while training (`shards`), and how an index lies o
 import hashlib
 import json
 import shutil
+import sys
 import tarfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from io import BytesIO
@@ -24,6 +24,7 @@ from pipeline.data import image, store
 from pipeline.data.folders import whole_folder
 from pipeline.data.index import Index, open_index, open_pack
 from pipeline.data.order import permute
+from pipeline.data.parallel import in_order, one_at_a_time
 from pipeline.data.scan import Listing, some
 from pipeline.errors import DataError, UsageError
 from pipeline.files import write_atomically
@@ -32,6 +33,7 @@ from pipeline.units import count
 _PARTS = ".parts"
 _BLOCK = 512  # bytes; Source: POSIX.1-1988 (ustar)
 _RECORD = 20 * _BLOCK
+_CHUNK = 64  # images that a thread checks at a time
 _KINDS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "PPM": "ppm", "TIFF": "tif"}
 _ROW = np.dtype([("start", "<u8"), ("length", "<u8"), ("width", "<u4"), ("height", "<u4"), ("checksum", "<u8")])
 
@@ -64,8 +66,11 @@ class _Job:
 
     def about(self) -> dict[str, Any]:
         """Return what shards must agree on to belong to one pack."""
-        names = hashlib.sha256(self.index.names.tobytes() + self.index.labels.astype(np.int64).tobytes())
-        return {"settings": asdict(self.settings), "images": len(self.index), "source": names.hexdigest()}
+        index = self.index
+        source = hashlib.sha256(index.names.tobytes() + index.labels.astype(np.int64).tobytes())
+        for side in (index.widths, index.heights):  # 0 of a bad image, so that a pack made before it was mended is told apart
+            source.update(side.astype(np.int32).tobytes())
+        return {"settings": asdict(self.settings), "images": len(index), "source": source.hexdigest()}
 
 
 def pack(root: Path, out: Path, settings: Settings, cache: Path | None, threads: int) -> list[dict[str, Any]]:
@@ -80,7 +85,7 @@ def pack(root: Path, out: Path, settings: Settings, cache: Path | None, threads:
     """
     rows = []
     for split in ("train", "val"):
-        job = _Job(open_index(root, split, cache), split, out.expanduser().absolute() / split, settings)
+        job = _Job(open_index(root, split, cache), split, out.expanduser().resolve() / split, settings)
         if job.out == job.index.folder:
             raise UsageError(f"{out}: is the data root itself; choose another folder for the pack")
         _pack_split(job, threads)
@@ -91,33 +96,42 @@ def pack(root: Path, out: Path, settings: Settings, cache: Path | None, threads:
 
 
 def _pack_split(job: _Job, threads: int) -> None:
-    if store.is_pack(job.out):
-        _same(job, store.pack_meta(job.out))
-        return
+    with _writing(job.out):
+        job.out.mkdir(parents=True, exist_ok=True)
+        with one_at_a_time(job.out, lambda: tqdm.write(f"waiting for another packer of {job.out}", file=sys.stderr)):
+            if store.is_pack(job.out):
+                _same(job, store.pack_meta(job.out))
+            else:
+                _pack_anew(job, threads)
+
+
+def _pack_anew(job: _Job, threads: int) -> None:
     parts = job.out / _PARTS
     order = job.order
     per = job.settings.shard_images
     chunks = [order[start : start + per] for start in range(0, len(order), per)]
-    with _writing(job.out):
-        parts.mkdir(parents=True, exist_ok=True)
-        for left in job.out.glob(".*.tmp"):  # of a process that was killed
-            left.unlink()
-        settings = parts / "settings.json"
-        if settings.is_file():
-            _same(job, json.loads(settings.read_text()))
-        write_atomically(settings, lambda path: path.write_text(json.dumps(job.about())))
-        bar = tqdm(total=len(order), desc=f"packing {job.split}", unit="img", disable=None, leave=False, delay=1)
-        with bar, ThreadPoolExecutor(threads, "pack") as pool:
-            for rows in pool.map(lambda number: _shard(job, number, chunks[number]), range(len(chunks))):
-                bar.update(len(rows))
-        _write_index(job, chunks)
-        shutil.rmtree(parts)
+    parts.mkdir(exist_ok=True)
+    for left in [*job.out.glob(".*.tmp"), *parts.glob(".*.tmp")]:  # of a process that was killed
+        left.unlink()
+    settings = parts / "settings.json"
+    if settings.is_file():
+        _same(job, json.loads(settings.read_text()))
+    write_atomically(settings, lambda path: path.write_text(json.dumps(job.about())))
+    bar = tqdm(total=len(order), desc=f"packing {job.split}", unit="img", disable=None, leave=False, delay=1)
+    with bar:
+        for rows in in_order(lambda number: _shard(job, number, chunks[number]), range(len(chunks)), threads, "pack"):
+            bar.update(len(rows))
+    _write_index(job, chunks)
+    shutil.rmtree(parts)
 
 
 def _same(job: _Job, found: dict[str, Any]) -> None:
     for key, value in job.about().items():
         if found.get(key) != value:
-            raise DataError(f"{job.out}: holds a pack with other {key}; choose another folder, or remove this one")
+            what = {"settings": "made with other settings", "source": "of other images, or they have changed since"}
+            raise DataError(
+                f"{job.out}: holds a pack {what.get(key, 'of other images')}; choose another folder, or remove this one"
+            )
 
 
 @contextmanager
@@ -138,7 +152,9 @@ def _shard(job: _Job, number: int, ids: NDArray[np.int64]) -> NDArray[Any]:
     """Write a shard unless it is there already; return its samples' places."""
     path, part = job.out / _name(job, number), job.out / _PARTS / f"{number:06d}.npy"
     if part.is_file() and path.is_file():
-        return _read_part(part)
+        written = _read_part(part)
+        if path.stat().st_size == _shard_bytes(written):  # else a crash of the machine or a copy cut it short
+            return written
     rows = np.zeros(len(ids), _ROW)
 
     def write(temporary: Path) -> None:
@@ -151,6 +167,16 @@ def _shard(job: _Job, number: int, ids: NDArray[np.int64]) -> NDArray[Any]:
     write_atomically(path, write)
     write_atomically(part, lambda temporary: _save_part(temporary, rows))
     return rows
+
+
+def _shard_bytes(rows: NDArray[Any]) -> int:
+    """Return the size of the tar of samples, each an image and a label of less than a block."""
+    lengths = rows["length"][rows["length"] > 0].astype(np.int64)
+    return _up(int((-(-lengths // _BLOCK) * _BLOCK).sum()) + len(lengths) * 3 * _BLOCK + 2 * _BLOCK, _RECORD)
+
+
+def _up(size: int, to: int) -> int:
+    return -(-size // to) * to
 
 
 def _save_part(path: Path, rows: NDArray[Any]) -> None:
@@ -185,13 +211,17 @@ def checksum(data: bytes | memoryview) -> int:
 
 
 def _write_member(file: BinaryIO, name: str, data: bytes) -> int:
-    info = tarfile.TarInfo(name)
-    info.size, info.mode = len(data), 0o444  # no time and no owner: the same images give the same bytes
-    file.write(info.tobuf(tarfile.USTAR_FORMAT))
+    file.write(_header(name, len(data)))
     start = file.tell()
     file.write(data)
     file.write(bytes(-len(data) % _BLOCK))
     return start
+
+
+def _header(name: str, size: int) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = size, 0o444  # no time and no owner: the same images give the same bytes
+    return info.tobuf(tarfile.USTAR_FORMAT)
 
 
 def _encode(data: bytes, size: tuple[int, int], settings: Settings) -> tuple[bytes, str, tuple[int, int]]:
@@ -234,11 +264,12 @@ def _write_index(job: _Job, chunks: list[NDArray[np.int64]]) -> None:
         "checksums": rows["checksum"],
     }
     names = [index.name(sample) for sample in range(n)]
-    listing = Listing(job.out, index.classes, names, index.labels.tolist(), {}, files, places)
+    # Of no folder: a pack may be moved, and the same images give the same bytes wherever they are packed.
+    listing = Listing(Path(), index.classes, names, index.labels.tolist(), {}, files, places)
     sizes = np.stack([rows["width"], rows["height"]], axis=1).astype(np.int32)
     more = job.about() | {"shard_bytes": [(job.out / name).stat().st_size for name in files]}
     with whole_folder(job.out / store.IN_PACK) as new:
-        store.save(new, store.Content(job.out, listing, sizes, more))
+        store.save(new, store.Content(Path(), listing, sizes, more))
 
 
 def check(out: Path, threads: int) -> dict[str, Any]:
@@ -265,18 +296,34 @@ def check(out: Path, threads: int) -> dict[str, Any]:
 
 
 def _differing(index: Index, threads: int) -> list[int]:
+    assert index.shards is not None
+    order = index.shards.order
+    bad = set(index.bad.tolist())
+
+    def look(start: int) -> tuple[int, list[int]]:
+        samples = order[start : start + _CHUNK].tolist()
+        return len(samples), [sample for sample in samples if _differs(index, sample, sample in bad)]
+
+    bar = tqdm(total=len(order), desc=f"checking {index.folder}", unit="img", disable=None, leave=False, delay=1)
+    found: list[int] = []
+    with bar:
+        for n, differing in in_order(look, range(0, len(order), _CHUNK), threads, "check"):
+            found += differing
+            bar.update(n)
+    return sorted(found)
+
+
+def _differs(index: Index, sample: int, bad: bool) -> bool:
+    """Tell whether a sample's image, its label or their headers are not what was packed."""
     shards = index.shards
     assert shards is not None
-
-    def differs(sample: int) -> bool:
-        length = int(shards.lengths[sample])
-        return length > 0 and checksum(shards.view(sample).data) != int(shards.checksums[sample])
-
-    order = [int(sample) for sample in shards.order]
-    bar = tqdm(total=len(order), desc=f"checking {index.folder}", unit="img", disable=None, leave=False, delay=1)
-    with bar, ThreadPoolExecutor(threads, "check") as pool:
-        found = []
-        for sample, bad in zip(order, pool.map(differs, order, chunksize=1), strict=True):
-            found += [sample] if bad else []
-            bar.update()
-    return sorted(found)
+    start, length = int(shards.starts[sample]), int(shards.lengths[sample])
+    if bad or not length:
+        return not bad or length > 0
+    if checksum(shards.view(sample).data) != int(shards.checksums[sample]):
+        return True
+    number, label = int(shards.shard[sample]), BytesIO()
+    _write_member(label, f"{sample:09d}.cls", str(int(index.labels[sample])).encode())
+    head = shards.bytes_at(number, start - _BLOCK, _BLOCK)
+    heads = [_header(f"{sample:09d}.{kind}", length) for kind in _KINDS.values()]
+    return head not in heads or shards.bytes_at(number, start + _up(length, _BLOCK), 2 * _BLOCK) != label.getvalue()

@@ -4,6 +4,7 @@ Not here: finding out what is wrong with an image (`index`, `verify`).
 """
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,14 +36,27 @@ class Entry:
 
     def line(self) -> str:
         """Return the entry as a line of tab-separated values."""
-        fields = (self.split, str(self.sample), self.name, self.reason)
-        return "\t".join(" ".join(text.split("\t")).replace("\n", " ") for text in fields) + "\n"
+        return "\t".join(map(_escape, (self.split, str(self.sample), self.name, self.reason))) + "\n"
+
+
+# A name may hold the characters that separate fields and lines.
+_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+
+
+def _escape(text: str) -> str:
+    return text.translate(_ESCAPES)
+
+
+def _plain(text: str) -> str:
+    """Return what `_escape` was given."""
+    meant = {escaped: chr(char) for char, escaped in _ESCAPES.items()}
+    return re.sub(r"\\.", lambda match: meant.get(match[0], match[0]), text)
 
 
 class Quarantine:
     """The bad samples of a split: those known from the start, and those learned of meanwhile.
 
-    `bad` holds their sorted numbers, int64[bad].
+    `bad` holds their sorted numbers, int64[bad], and `unknown` what the lists named that is not in the index.
     """
 
     def __init__(self, index: Index, split: str, max_fraction: float, lists: Iterable[Path] = ()) -> None:
@@ -54,9 +68,10 @@ class Quarantine:
         self._index, self._split, self._max_fraction = index, split, max_fraction
         self._file: Path | None = None
         self.bad: order.Ints = index.bad
+        self.unknown: list[str] = []
         self._learned = 0
         for path in lists:
-            self._take(path)
+            self.unknown += self._take(path)
         self._known = len(self.bad)
         self._check()
 
@@ -119,9 +134,12 @@ class Quarantine:
         """Return those of the samples `ids` that are not known to be bad."""
         return ids[~np.isin(ids, self.bad)] if len(self.bad) else ids
 
-    def _take(self, path: Path) -> None:
-        samples = [self._find(entry) for entry in read(path) if entry.split == self._split]
-        self.bad = np.union1d(self.bad, np.array([s for s in samples if s is not None], np.int64))
+    def _take(self, path: Path) -> list[str]:
+        """Take over the entries of a list; return the names that are not in the index."""
+        entries = [entry for entry in read(path) if entry.split == self._split]
+        found = {entry: self._find(entry) for entry in entries}
+        self.bad = np.union1d(self.bad, np.array([s for s in found.values() if s is not None], np.int64))
+        return [entry.name for entry, sample in found.items() if sample is None]
 
     def _find(self, entry: Entry) -> int | None:
         """Return the sample that an entry means; its number is a hint, its name counts."""
@@ -159,8 +177,8 @@ def read(path: Path) -> list[Entry]:
         DataError: if it can't be read or is something else.
     """
     try:
-        lines = path.expanduser().read_text(encoding="utf-8", errors="surrogateescape").split("\n")[:-1]
-        rows = [line.split("\t") for line in lines]
+        lines = path.expanduser().read_bytes().decode("utf-8", "surrogateescape").split("\n")[:-1]
+        rows = [[_plain(text) for text in line.split("\t")] for line in lines]
         return [Entry(split, int(sample), name, reason) for split, sample, name, reason in rows]
     except OSError as error:
         raise DataError(f"data.quarantine: {path}: {error.strerror}; {VERIFY} --quarantine FILE makes one") from error

@@ -3,10 +3,13 @@
 Not here: keeping what was found (`index`).
 """
 
+import errno
+import fcntl
 import hashlib
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,6 +19,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pipeline.data import image
+from pipeline.data.parallel import in_order
 from pipeline.data.shards import Shards
 from pipeline.errors import DataError
 from pipeline.units import count
@@ -62,7 +66,7 @@ def walk(folder: Path) -> Listing:
     """List the images below `folder/<class>/`, in ImageFolder's order; hidden files and folders are skipped.
 
     Raises:
-        DataError: if there is no class folder, or one without an image.
+        DataError: if there is no class folder, or one without an image, or a link that leads into itself.
     """
     folders = {".": folder.stat().st_mtime_ns}
     classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
@@ -91,11 +95,23 @@ def _walk_class(folder: Path, name: str, folders: dict[str, int]) -> Iterator[st
     for root, inner, files in os.walk(folder / name, onerror=_fail, followlinks=True):
         inner[:] = [entry for entry in inner if not entry.startswith(".")]
         for inside in (Path(root, entry) for entry in inner):
+            refuse_loop(inside)
             folders[os.path.relpath(inside, folder)] = inside.stat().st_mtime_ns
         walked.append((root, files))
     for root, files in sorted(walked):
         below = os.path.relpath(root, folder)
         yield from (f"{below}/{file}" for file in sorted(files) if image.is_image(file))
+
+
+def refuse_loop(folder: Path) -> None:
+    """Refuse a link to a folder that it lies in.
+
+    Raises:
+        DataError: if it is one.
+    """
+    # The kernel follows such a link forty times before it refuses: each image would be counted as often.
+    if folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve()):
+        raise DataError(f"{folder}: is a link to a folder that it lies in; remove the link")
 
 
 def _fail(error: OSError) -> None:
@@ -109,23 +125,36 @@ def read_sizes(listing: Listing, partial: Path) -> NDArray[np.int32]:
     the same listing goes on from there.
 
     Raises:
-        DataError: if no image can be read.
         OSError: if `partial` can't be written.
     """
     n = len(listing.names)
     sizes = np.zeros((n, 2), np.int32)
-    with partial.open("a+b") as file:
+    with _own(partial) as file:
         done = _take_over(file, listing, sizes)
         bar = tqdm(total=n, initial=done, desc=f"indexing {listing.base}", unit="img", disable=None, leave=False, delay=1)
-        with bar, ThreadPoolExecutor(_THREADS, "index") as pool:
-            for rows in pool.map(_reader(listing), range(done, n, _CHUNK)):
+        with bar:
+            for rows in in_order(_reader(listing), range(done, n, _CHUNK), _THREADS, "index"):
                 file.write(rows.tobytes())
                 sizes[done : done + len(rows)] = rows
                 done += len(rows)
                 bar.update(len(rows))
-    if not sizes.any():
-        raise DataError(f"{listing.base}: none of the {count(n, 'image')} can be read; {VERIFY} says why")
     return sizes
+
+
+@contextmanager
+def _own(partial: Path) -> Iterator[BinaryIO]:
+    """Open the file for writing; while another process does, one that is kept nowhere, as rows of both would be mixed up."""
+    with partial.open("a+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = True
+        except OSError as error:  # file systems that lock nothing let all in
+            alone = error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+        if alone:
+            yield file
+            return
+    with tempfile.TemporaryFile(dir=partial.parent) as file:
+        yield file
 
 
 def _reader(listing: Listing) -> Callable[[int], NDArray[np.int32]]:

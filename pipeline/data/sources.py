@@ -4,7 +4,6 @@ Not here: reading images (`scan`), and packs of our own, which bring an index (`
 """
 
 import csv
-import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -48,6 +47,20 @@ def read_csv(table: Path) -> Listing:
         OSError: if it can't be read.
     """
     stamps = {str(table): table.stat().st_mtime_ns}
+    try:
+        names, labels = _read_rows(table)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{table}: is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
+    except csv.Error as error:
+        raise DataError(f"{table}: not a CSV file ({error}); its first line must name path and label") from error
+    if not names:
+        raise DataError(f"{table}: lists no image; add lines of path,label")
+    classes = sorted(set(labels))
+    numbers = {name: number for number, name in enumerate(classes)}
+    return Listing(table.parent, tuple(classes), names, [numbers[label] for label in labels], stamps)
+
+
+def _read_rows(table: Path) -> tuple[list[str], list[str]]:
     names: list[str] = []
     labels: list[str] = []
     with table.open(newline="", encoding="utf-8-sig") as file:
@@ -56,15 +69,16 @@ def read_csv(table: Path) -> Listing:
         if missing:
             raise DataError(f"{table}: no column {' and none '.join(sorted(missing))}; its first line must name path and label")
         for row in rows:
-            if not (row["path"] and row["label"]):
+            if not (row["path"] and row["label"]) or "\0" in row["path"]:
                 raise DataError(f"{table}: line {rows.line_num} lacks a path or a label; fill it in or remove it")
             names.append(row["path"])
             labels.append(row["label"])
-    if not names:
-        raise DataError(f"{table}: lists no image; add lines of path,label")
-    classes = sorted(set(labels))
-    numbers = {name: number for number, name in enumerate(classes)}
-    return Listing(table.parent, tuple(classes), names, [numbers[label] for label in labels], stamps)
+    return names, labels
+
+
+_MOST_CLASSES = 1_000_000
+"""Larger labels in tars without a list of classes are taken for a mistake, such as a sample's number."""
+_LABEL_BYTES = 64
 
 
 class _Member(NamedTuple):
@@ -81,7 +95,7 @@ def read_tars(folder: Path, tars: list[Path]) -> Listing:
     `classes.txt` beside the tars names the classes, one a line; without it their numbers do.
 
     Raises:
-        DataError: if a tar is broken or a sample lacks its label.
+        DataError: if a tar is broken or compressed, or a sample lacks its label or has several images.
         OSError: if a tar can't be read.
     """
     table = folder / "classes.txt"
@@ -91,12 +105,7 @@ def read_tars(folder: Path, tars: list[Path]) -> Listing:
     if not members:
         raise DataError(f"{folder}: no image with a .cls beside it in {count(len(tars), 'tar')}; nothing to train on")
     labels = [member.label for member in members]
-    classes = table.read_text().split("\n") if table.is_file() else [str(label) for label in range(max(labels) + 1)]
-    classes = [name for name in classes if name.strip()]
-    if max(labels) >= len(classes):
-        raise DataError(
-            f"{table}: names {count(len(classes), 'class', 'classes')}, but there is a label {max(labels)}; name all"
-        )
+    classes = _class_names(table, max(labels))
     places = {
         "shard": np.array([member.shard for member in members]),
         "starts": np.array([member.start for member in members]),
@@ -108,23 +117,64 @@ def read_tars(folder: Path, tars: list[Path]) -> Listing:
     return Listing(folder, tuple(classes), names, labels, stamps, tuple(path.name for path in tars), places)
 
 
+def _class_names(table: Path, largest: int) -> list[str]:
+    if not table.is_file():
+        if largest >= _MOST_CLASSES:
+            raise DataError(f"{table.parent}: there is a label {largest}, which is no class's number; mend the .cls files")
+        return [str(label) for label in range(largest + 1)]
+    try:
+        classes = [name for name in table.read_text(encoding="utf-8").split("\n") if name.strip()]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{table}: is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
+    if largest >= len(classes):
+        raise DataError(f"{table}: names {count(len(classes), 'class', 'classes')}, but there is a label {largest}; name all")
+    return classes
+
+
 def _read_tar(number: int, path: Path) -> Iterator[_Member]:
     images: dict[str, tarfile.TarInfo] = {}
     labels: dict[str, int] = {}
+    end = 0
     try:
-        with tarfile.open(path) as tar:
+        # Only plain tars: where bytes are in a compressed one is of no use.
+        with tarfile.open(path, "r:") as tar:
             for member in tar:
-                # WebDataset's rule: what stands before the first dot of the file's name is the sample's key.
-                key = os.path.join(PurePosixPath(member.name).parent, PurePosixPath(member.name).name.split(".")[0])  # noqa: PTH118
-                if image.is_image(PurePosixPath(member.name).name):
-                    images[key] = member
-                elif member.name.endswith(".cls"):
-                    content = tar.extractfile(member)
-                    labels[key] = int(content.read()) if content else -1
-    except (tarfile.TarError, ValueError) as error:
-        raise DataError(f"{path}: not a whole WebDataset tar ({error}); copy it again") from error
+                end = member.offset_data + (-(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE if member.isreg() else 0)
+                if member.isreg():
+                    _sort_in(path, tar, member, images, labels)
+        _check_end(path, end)
+    except tarfile.TarError as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path}: not a whole, uncompressed tar ({reason}); copy it again, or unpack it") from error
     lost = [member.name for key, member in images.items() if labels.get(key, -1) < 0]
     if lost:
         raise DataError(f"{path}: {count(len(lost), 'image')} with no label in a .cls file ({some(lost)}); add them")
     for key, member in images.items():
         yield _Member(number, member.name, member.offset_data, member.size, labels[key])
+
+
+def _sort_in(
+    path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo, images: dict[str, tarfile.TarInfo], labels: dict[str, int]
+) -> None:
+    name = PurePosixPath(member.name)
+    # WebDataset's rule: what stands before the first dot of the file's name is the sample's key.
+    key = str(name.parent / name.name.split(".")[0])
+    if image.is_image(name.name):
+        if key in images:
+            raise DataError(f"{path}: two images of one sample, {images[key].name} and {member.name}; keep one, or rename it")
+        images[key] = member
+    elif name.name.endswith(".cls"):
+        content = tar.extractfile(member)
+        text = content.read(_LABEL_BYTES) if content else b""
+        if not text.strip().isdigit():
+            raise DataError(f"{path}: {member.name} holds {text[:20]!r} instead of a class's number; write numbers from 0")
+        labels[key] = int(text)
+
+
+def _check_end(path: Path, end: int) -> None:
+    """Refuse a tar that does not end after its last readable member: at a broken header tarfile just stops."""
+    with path.open("rb") as file:
+        file.seek(end)
+        rest = file.read(tarfile.RECORDSIZE)
+    if len(rest) < tarfile.BLOCKSIZE or any(rest):
+        raise tarfile.ReadError(f"broken after {end:,} bytes" if rest else "no end mark")

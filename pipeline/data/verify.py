@@ -7,7 +7,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -20,6 +19,7 @@ from tqdm import tqdm
 
 from pipeline.data import image, jpeg
 from pipeline.data.index import Index, open_index
+from pipeline.data.parallel import in_order
 from pipeline.data.quarantine import Entry
 
 Bytes = NDArray[np.uint8]
@@ -69,7 +69,7 @@ def verify(root: Path, cache: Path | None, *, deep: bool, threads: int) -> Repor
     bad: list[Bad] = []
     images, spent_s = 0, 0.0
     for split in ("train", "val"):
-        index = open_index(root, split, cache)
+        index = open_index(root, split, cache, allow_bad=True)
         images += len(index)
         before_s = time.process_time()
         bar = tqdm(total=len(index), desc=f"verifying {split}", unit="img", disable=None, leave=False, delay=1)
@@ -94,9 +94,8 @@ def _verdicts(index: Index, deep: bool, threads: int) -> Iterator[tuple[int, Ver
     def look(start: int) -> list[tuple[int, Verdict]]:
         return [(int(sample), examine(index, int(sample), deep)) for sample in order[start : start + _CHUNK]]
 
-    with ThreadPoolExecutor(threads, "verify") as pool:
-        for found in pool.map(look, range(0, len(order), _CHUNK)):
-            yield from found
+    for found in in_order(look, range(0, len(order), _CHUNK), threads, "verify"):
+        yield from found
 
 
 def examine(index: Index, sample: int, deep: bool) -> Verdict:
@@ -107,7 +106,7 @@ def examine(index: Index, sample: int, deep: bool) -> Verdict:
                 return Verdict(problem="empty", detail="was not readable when it was packed")
             return _judge(index.shards.view(sample), deep)
         path = os.path.join(index.folder, index.name(sample))  # noqa: PTH118 - a Path costs a tenth of the time
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = image.open_file(path)
         try:
             return _judge_file(fd, deep)
         finally:

@@ -265,7 +265,7 @@ def test_rank_0_may_take_longer_than_the_time_out_to_index(
     trainer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "slow").mkdir()
-    slow = "import time, pipeline.data.index as i\nb = i.build\ni.build = lambda *a: time.sleep(4) or b(*a)\n"
+    slow = "import time, pipeline.data.index as i\nb = i.build\ni.build = lambda *a, **k: time.sleep(4) or b(*a, **k)\n"
     (tmp_path / "slow" / "sitecustomize.py").write_text(slow)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'slow'}:{Path.cwd()}")
     trainer.run(*FEW, "dist.timeout_s=3", f"data.cache={tmp_path / 'cache'}", world=2)

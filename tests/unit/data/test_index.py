@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from pipeline.data import image, scan
-from pipeline.data.index import build, open_index
+from pipeline.data import image, scan, store
+from pipeline.data.index import build, describe_bad, open_index
 from pipeline.data.quarantine import Quarantine
+from pipeline.data.verify import verify
 from pipeline.errors import DataError
 
 
@@ -173,11 +174,14 @@ def test_a_csv_file_lists_images_anywhere(small: Path, tmp_path: Path) -> None:
         ("file,label\na,b\n", "no column path; its first line must name path and label"),
         ("path,label\n", "lists no image"),
         ("path,label\na.jpg,\n", "line 2 lacks a path or a label"),
+        ("path,label\n\0a.jpg,x\n", "line 2 lacks a path or a label"),
         ("path,label\nno/such.jpg,x\n", "none of the 1 image can be read"),
+        ("path,label\na.jpg,\udcff\n", "is not UTF-8 .invalid start byte at byte 17.; save it as UTF-8"),
+        ("path,label\n" + "x" * 200_000 + ",a\n", "not a CSV file .field larger"),
     ],
 )
 def test_csv_files_that_can_t_be_used(text: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "train.csv").write_text(text)
+    (tmp_path / "train.csv").write_text(text, errors="surrogateescape")
     with pytest.raises(DataError, match=message):
         build(tmp_path, "train", tmp_path / "cache")
 
@@ -228,3 +232,73 @@ def test_a_cache_that_can_t_be_written_is_named(small: Path, tmp_path: Path) -> 
     blocked.touch()
     with pytest.raises(DataError, match=rf"data.cache: {blocked} can't be written \(.+\); set it to a folder that can"):
         open_index(small, "train", blocked)
+
+
+def test_an_unreadable_link_or_listed_path_is_an_image_that_is_bad(small: Path, tmp_path: Path) -> None:
+    (small / "train" / "cat" / "9 nowhere.jpg").symlink_to("no such file")
+    (small / "val.csv").write_text("path,label\nval/cat/0.jpg,cat\nmissing.jpg,dog\nval/dog,dog\n")
+    for _ in range(2):
+        assert build(small, "train", tmp_path / "cache").bad.tolist() == [3]
+        assert open_index(small, "val", tmp_path / "cache").bad.tolist() == [1, 2]
+
+
+def test_a_bad_image_that_is_replaced_by_an_older_file_is_noticed(small: Path, tmp_path: Path) -> None:
+    bad = small / "train" / "cat" / "0.jpg"
+    good = bad.read_bytes()
+    bad.write_bytes(b"")
+    assert build(small, "train", tmp_path / "cache").bad.tolist() == [0]
+    bad.write_bytes(good)
+    os.utime(bad, (1, 1))  # as `cp -p` does
+    assert not len(open_index(small, "train", tmp_path / "cache").bad)
+
+
+def test_a_pipe_with_an_image_s_name_is_not_waited_for(small: Path, tmp_path: Path) -> None:
+    os.mkfifo(small / "train" / "cat" / "9.jpg")
+    index = build(small, "train", tmp_path / "cache")
+    assert describe_bad(index, index.bad.tolist()) == ["cat/9.jpg (not a regular file)"]
+    assert index.problem(3) == "not a regular file"
+    found = verify(small, tmp_path / "cache", deep=True, threads=1)
+    assert [bad.entry.reason for bad in found.bad] == ["unreadable: not a regular file"]
+
+
+@pytest.mark.parametrize("link", ["cat/loop", "cat/deep/loop", "loop"])
+def test_a_loop_of_links_is_refused(link: str, small: Path, tmp_path: Path) -> None:
+    path = small / "train" / link
+    path.parent.mkdir(exist_ok=True)
+    path.symlink_to("../" if path.parent.name == "deep" else ".")
+    with pytest.raises(DataError, match="loop: is a link to a folder that it lies in"):
+        build(small, "train", tmp_path / "cache")
+
+
+def test_links_to_other_folders_are_followed(small: Path, tmp_path: Path) -> None:
+    (small / "train" / "cat" / "more").symlink_to(small / "train" / "dog")
+    assert len(build(small, "train", tmp_path / "cache")) == 9
+
+
+def test_two_who_index_at_once_don_t_mix_their_sizes(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan, "_CHUNK", 2)
+    monkeypatch.setattr(scan, "_THREADS", 1)
+    listing, partial = scan.walk(small / "train"), tmp_path / "partial"
+    Image.new("RGB", (99, 98)).save(small / "train" / "cat" / "0.jpg")
+    read, inner = image.read_size, []
+
+    def second_starts(path: str) -> tuple[int, int]:
+        if not inner:
+            inner.append(None)
+            inner.append(scan.read_sizes(listing, partial))
+            assert len(partial.read_bytes()) == 0 or partial.stat().st_size == 32
+        return read(path)
+
+    monkeypatch.setattr(image, "read_size", second_starts)
+    sizes = scan.read_sizes(listing, partial)
+    assert np.array_equal(sizes, inner[1])
+    assert partial.stat().st_size == 32 + 6 * 8  # a digest, and each image's size once
+
+
+def test_a_full_disk_without_words_is_named(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError("600 requested and 200 written")  # as numpy says it
+
+    monkeypatch.setattr(store, "save", full)
+    with pytest.raises(DataError, match=r"can't be written \(600 requested and 200 written\); set it to a folder that can"):
+        build(small, "train", tmp_path / "cache")

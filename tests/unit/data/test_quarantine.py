@@ -168,3 +168,25 @@ def test_quarantine_files_of_something_else_are_refused(text: str, tmp_path: Pat
         read(tmp_path / "f")
     with pytest.raises(DataError, match="No such file"):
         read(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    "name", ["new\nline.jpg", "tab\there.jpg", "cr\rhere.jpg", "back\\nslash\\.jpg", "no utf \udcff.jpg", "\x85.jpg"]
+)
+def test_any_name_survives_a_list(name: str, small: Path, small_config: Callable[..., Config], tmp_path: Path) -> None:
+    (small / "train" / "cat" / "0.jpg").rename(small / "train" / "cat" / name)
+    sample = next(k for k, path in enumerate(sorted((small / "train" / "cat").iterdir())) if path.name == name)
+    line = Entry("train", sample, f"cat/{name}", "torn\nin two").line()
+    (tmp_path / "bad.tsv").write_bytes(line.encode("utf-8", "surrogateescape"))
+    assert read(tmp_path / "bad.tsv") == [Entry("train", sample, f"cat/{name}", "torn\nin two")]
+    data = open_dataset(small_config(f"data.quarantine={tmp_path / 'bad.tsv'}"), World())
+    assert data.bad_train.bad.tolist() == [sample]
+
+
+def test_a_list_of_other_images_is_told_of(
+    small_config: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.tsv").write_text("train\t0\tno/such.jpg\ttorn\nval\t1\tcat/1.jpg\ttorn\n")
+    open_dataset(small_config(f"data.quarantine={tmp_path / 'bad.tsv'}"), World())
+    text = capsys.readouterr().err
+    assert text == f"warning: data.quarantine: {tmp_path / 'bad.tsv'} lists 1 image that train lacks: 'no/such.jpg'\n"

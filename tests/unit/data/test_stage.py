@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -56,6 +57,17 @@ def test_a_pack_is_staged_from_a_web_server(served: str, packed: Path, tmp_path:
     assert check(tmp_path / "node", 1)["images"] == 12
 
 
+def test_a_folder_is_staged_from_a_web_server_that_lists_folders(small: Path, tmp_path: Path) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(small))) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        found = stage(f"http://127.0.0.1:{server.server_port}", tmp_path / "node")
+        server.shutdown()
+        thread.join()
+    assert found.files == found.copied == 12
+    assert (tmp_path / "node" / "val" / "dog" / "2.jpg").read_bytes() == (small / "val" / "dog" / "2.jpg").read_bytes()
+
+
 def test_a_pack_is_staged_from_an_object_store(packed: Path, tmp_path: Path) -> None:
     memory = fsspec.filesystem("memory")
     memory.put(str(packed), "/bucket/pack", recursive=True)
@@ -85,9 +97,10 @@ def test_staging_goes_on_where_it_was_interrupted(small: Path, tmp_path: Path, m
 def test_a_copy_that_differs_is_refused(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     look = staging._look
 
-    def longer(source: str) -> staging._Source:
-        found = look(source)
-        return staging._Source(found.fs, found.base, {name: size + 1 for name, size in found.sizes.items()})
+    def longer(*given: object) -> staging._Source:
+        found = look(*given)  # type: ignore[arg-type]
+        files = {name: file._replace(size=file.size + 1) for name, file in found.files.items()}
+        return staging._Source(found.fs, found.base, files, found.version)
 
     monkeypatch.setattr(staging, "_look", longer)
     with pytest.raises(DataError, match="the copy differs from the source"):
@@ -102,9 +115,107 @@ def test_a_file_that_vanished_from_the_node_is_copied_again(packed: Path, tmp_pa
     assert check(tmp_path / "node", 1)["images"] == 12
 
 
-@pytest.mark.parametrize("source", ["nosuch://x/y", "/no/such/folder"])
+def test_a_changed_folder_is_copied_again_in_part(small: Path, tmp_path: Path) -> None:
+    node = tmp_path / "node"
+    stage(str(small), node)
+    (small / "train" / "cat" / "new.jpg").write_bytes(b"new")
+    (small / "train" / "cat" / "0.jpg").unlink()
+    (small / "train" / "dog" / "0.jpg").write_bytes((small / "train" / "dog" / "1.jpg").read_bytes())
+    found = stage(str(small), node)
+    assert (found.files, found.copied) == (12, 2)
+    mine, theirs = ({str(p.relative_to(r)): p.read_bytes() for p in r.rglob("*.jpg")} for r in (node, small))
+    assert mine == theirs
+
+
+def test_a_changed_pack_is_copied_again(small: Path, tmp_path: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    try:
+        for quality in (90, 40):
+            out = tmp_path / f"packed {quality}"
+            pack(small, out, Settings(short_side=20, quality=quality), tmp_path / "cache", 1)
+            memory.put(str(out) + "/", "/bucket/pack", recursive=True)
+            assert stage("memory://bucket/pack", tmp_path / "node").copied == 2 * (1 + 11)
+            assert stage("memory://bucket/pack", tmp_path / "node").copied == 0
+            assert (tmp_path / "node" / "val" / "val-000000.tar").read_bytes() == (out / "val" / "val-000000.tar").read_bytes()
+    finally:
+        memory.rm("/bucket", recursive=True)
+
+
+def test_a_source_that_is_gone_does_not_matter_once_all_is_there(
+    packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(packed))) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        stage(address, tmp_path / "node")
+        server.shutdown()
+        thread.join()
+    assert stage(address, tmp_path / "node").copied == 0
+    assert f"warning: {address}: " in capsys.readouterr().err
+    with pytest.raises(DataError, match=r"staging http://127.+; the same command goes on where it was") as failed:
+        stage(address, tmp_path / "other")
+    assert "\n" not in str(failed.value)
+
+
+def test_sources_are_not_mixed(small: Path, packed: Path, tmp_path: Path) -> None:
+    node = tmp_path / "node"
+    stage(str(small), node)
+    with pytest.raises(DataError, match=f"node: holds a copy of {small}; choose another folder"):
+        stage(str(packed), node)
+    (tmp_path / "own" / "train").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"own: holds files that were not staged \(train\)"):
+        stage(str(packed), tmp_path / "own")
+
+
+def test_what_was_staged_can_be_staged_on(small: Path, tmp_path: Path) -> None:
+    stage(str(small), tmp_path / "node")
+    assert stage(str(tmp_path / "node"), tmp_path / "other").files == 12
+
+
+@pytest.mark.parametrize("target", ["", "inside", ".."])
+def test_a_folder_is_not_staged_into_itself(target: str, small: Path) -> None:
+    with pytest.raises(DataError, match="one lies in the other"):
+        stage(str(small), small / target)
+
+
+def test_odd_entries_are_told_of_and_odd_names_copied(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cat = small / "train" / "cat"
+    os.mkfifo(cat / "pipe.jpg")
+    (cat / "nowhere.jpg").symlink_to("no such file")
+    (cat / "no utf \udcff\nbut a line.jpg").write_bytes(b"x")
+    (small / "train" / "linked").symlink_to(cat)
+    assert stage(str(small), tmp_path / "node").files == 12 + 1 + 4
+    assert "4 entries that no file is behind: train/" in capsys.readouterr().err.splitlines()[0]
+    assert (tmp_path / "node" / "train" / "linked" / "no utf \udcff\nbut a line.jpg").read_bytes() == b"x"
+    (cat / "loop").symlink_to(".")
+    with pytest.raises(DataError, match="is a link to a folder that it lies in"):
+        stage(str(small), tmp_path / "other")
+
+
+def test_a_missing_implementation_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_: str) -> None:
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
+    with pytest.raises(DataError) as failed:
+        stage("s3://bucket/pack", tmp_path / "node")
+    reason = "Install s3fs to access S3; run `pip install s3fs`, or copy it to a folder"
+    assert str(failed.value) == f"staging s3://bucket/pack: {reason}"
+
+
+def test_errors_without_words_have_a_line_too(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(*_: object) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(staging, "_look", late)
+    with pytest.raises(DataError, match="TimeoutError; the same command goes on"):
+        stage(str(packed), tmp_path / "node")
+
+
+@pytest.mark.parametrize("source", ["nosuch://x/y", "/no/such/folder", "", "http://127.0.0.1:9/pack"])
 def test_sources_that_can_t_be_read(source: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=f"staging {source}"):
+    with pytest.raises(DataError, match=f"staging.*{source}"):
         stage(source, tmp_path / "node")
 
 

@@ -12,9 +12,11 @@ from click.testing import CliRunner
 from PIL import Image
 
 from pipeline.__main__ import cli
+from pipeline.data.index import open_index
 from pipeline.data.pack import Settings, pack
 from pipeline.data.quarantine import read
 from pipeline.data.verify import verify
+from pipeline.errors import DataError
 
 RNG = np.random.default_rng(3)
 
@@ -119,3 +121,21 @@ def test_verify_of_good_images_exits_with_0(images: Path, cache: Path) -> None:
     result = CliRunner().invoke(cli, ["data", "verify", str(images), "--cache", str(cache), "--quick"])
     assert result.exit_code == 0
     assert result.output.splitlines()[-1].startswith("40 images, 0 bad")
+
+
+def test_verify_says_why_no_image_can_be_read(small: Path, tmp_path: Path) -> None:
+    for path in (small / "train").glob("*/*"):
+        path.write_text("not found")
+    report = verify(small, tmp_path, deep=True, threads=1)
+    assert (report.images, report.problems()) == (12, {"text": 6})
+    for _ in range(2):
+        with pytest.raises(DataError, match="none of the 6 images can be read; `python -m pipeline data verify` says why"):
+            open_index(small, "train", tmp_path)
+
+
+def test_the_quarantine_goes_through_links_and_devices(damaged: Path, tmp_path: Path) -> None:
+    (tmp_path / "link.tsv").symlink_to(tmp_path / "bad.tsv")
+    arguments = ["data", "verify", str(damaged), "--cache", str(tmp_path), "--quick"]
+    assert CliRunner().invoke(cli, [*arguments, "--quarantine", str(tmp_path / "link.tsv")]).exit_code == 1
+    assert (tmp_path / "link.tsv").is_symlink()
+    assert read(tmp_path / "bad.tsv")
