@@ -43,7 +43,8 @@ def write(archive: Path, root: Path) -> int:
             if not all((new / split).is_dir() for split in ("train", "val")):
                 raise DataError(f"{archive}: holds no CIFAR-10 ({_LOOKED_FOR}); give cifar-10-python.tar.gz or -binary.tar.gz")
     except (OSError, tarfile.TarError, EOFError) as error:
-        raise DataError(f"{archive}: can't be read as a .tar.gz ({error}); check the path, or copy it again") from error
+        reason = getattr(error, "strerror", None) or "it is none, or is cut short"
+        raise DataError(f"{archive}: can't be read as a .tar.gz ({reason}); check the path, or copy it again") from error
     return count
 
 

@@ -148,6 +148,7 @@ def _take(found: dict[str, Any], record: Record) -> None:
         found.setdefault("started", record["t"])
     elif record["kind"] == "status":
         found["status"] = record["status"]
+        found["step"] = max(found["step"], record.get("step") or 0)  # steps since the last metrics are saved too
     elif record["kind"] == "metrics":
         found["step"] = record["step"]
         found["last"].update({key: float(value) for key, value in record["values"].items()})

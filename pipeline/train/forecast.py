@@ -21,7 +21,7 @@ from pipeline.train.precision import resolve
 IMAGENET = (1_281_167, 50_000, 1000)
 """Training images, validation images, classes."""
 _MOMENTS = {"sgd": 1, "sgdw": 1, "lars": 1, "adamw": 2, "lamb": 2}
-_POINTS, _ROWS = 64, 8
+_POINTS, _COLUMNS, _ROWS = 1009, 63, 8  # 16 points a column
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,8 @@ def render(found: Forecast, cfg: Config) -> str:
     rows = {
         "steps": f"{plan.total_steps:,} ({plan.steps_per_epoch:,} an epoch), {plan.global_batch} images each = {split}",
         "images seen": f"{found.images_seen:,}",
-        "warm-up": units.count(plan.warmup_steps, "step"),
-        "peak rate": f"{plan.peak_lr:.4g}",
+        "warm-up": units.count(plan.warmup_steps, "step") if plan.warmup_steps else "none of its own",
+        "peak rate": f"{max(rate for _, rate in found.lr):.4g}",
         "resolution": ", ".join(f"{side} px from epoch {epoch}" for epoch, side in found.resolution),
         "parameters": f"{found.parameters / 1e6:.2f} M",
         "memory": f"about {units.size(total)} a process ({shown})",
@@ -136,9 +136,10 @@ def render(found: Forecast, cfg: Config) -> str:
 
 
 def _plot(found: Forecast) -> str:
-    """Return the learning rate over time as rows of characters."""
-    top = max(rate for _, rate in found.lr) or 1.0
-    heights = [round(8 * _ROWS * rate / top) for _, rate in found.lr]
+    """Return the learning rate over time as rows of characters, a column the most of its time."""
+    rates = [rate for _, rate in found.lr]
+    top, wide = max(rates) or 1.0, max(1, len(rates) // _COLUMNS)
+    heights = [round(8 * _ROWS * max(rates[at : at + wide]) / top) for at in range(0, len(rates), wide)]
     lines = []
     for row in reversed(range(_ROWS)):
         cells = "".join(" ▁▂▃▄▅▆▇█"[min(8, max(0, height - 8 * row))] for height in heights)

@@ -114,7 +114,7 @@ class Record:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.reporter.close()
         status, reason = self._end(error)
-        self.journal.event("status", status=status, reason=reason)
+        self.journal.event("status", status=status, reason=reason, step=self._state.step)
         self.journal.close()
         if self._shipper:
             self.shipped = self._shipper.close(self._drain_s(stopped=error is not None))

@@ -21,6 +21,8 @@ WEIGHTS, BEST_WEIGHTS, MLFLOW_MODEL = "model.safetensors", "best.safetensors", "
 AVERAGED_WEIGHTS = "model_ema.safetensors"
 _OURS = ("run.lock", "config.yaml", "run.json", "STOP", "launch")
 
+_STAMP = re.compile(r"-\d{8}-\d{6}-([0-9a-f]{6})$")
+"""The end of a directory that `choose` named; the run's id begins with it, so that one is found by the other."""
 HARMLESS = re.compile(
     r"^(run|track|dist|launch|eval|expect)\."
     r"|^data\.(root|stage_from|stage_to|cache|threads|prefetch|device|quarantine|max_bad_fraction)$"
@@ -99,7 +101,9 @@ def prepare(cfg: Config, path: Path) -> RunDir:
     """
     if (path / "run.json").is_file():
         return _recognise(cfg, path)
-    run = RunDir(path, new_uid(), cfg.run.name or path.name, fresh=True)
+    stamped = _STAMP.search(path.name)
+    uid = new_uid()
+    run = RunDir(path, stamped[1] + uid[len(stamped[1]) :] if stamped else uid, cfg.run.name or path.name, fresh=True)
     placed = cfg.model_copy(update={"run": cfg.run.model_copy(update={"dir": path.absolute()})})
     about = json.dumps({"uid": run.uid, "name": run.name, "created": time.time()})
     write_atomically(path / "config.yaml", lambda p: p.write_text(to_yaml(placed), encoding="utf-8"))

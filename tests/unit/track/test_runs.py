@@ -39,6 +39,16 @@ def test_a_finished_run_is_told_whole(tmp_path, begin):
     assert run == RunInfo("digits", tmp_path / "a", "u1", "FINISHED", "r1", first["t"], last["t"], 50, 50, SUMMARY, **told)
 
 
+def test_a_stopped_run_tells_the_step_that_it_saved(tmp_path, begin):
+    (tmp_path / "a").mkdir()
+    with Journal(tmp_path / "a") as journal:
+        begin(journal, uid="u1")
+        journal.metrics(40, {"train/loss": 1.0})
+        journal.event("status", status="SCHEDULED", reason="stopped", step=47)
+    (run,) = list_runs(tmp_path)
+    assert (run.status, run.step) == ("SCHEDULED", 47)
+
+
 def test_runs_are_found_at_and_below_a_root_oldest_first(tmp_path, begin):
     finish(tmp_path / "z", begin, "u1")
     finish(tmp_path / "sweep" / "b", begin, "u2")

@@ -18,6 +18,11 @@ def test_new_runs_get_directories_of_their_own(tmp_path: Path) -> None:
     assert shown.run.dir == one.path and shown.optim == cfg().optim
 
 
+def test_a_run_is_found_by_the_end_of_its_directorys_name(tmp_path: Path) -> None:
+    run = rundir.prepare(cfg(f"run.root={tmp_path}"), rundir.choose(cfg(f"run.root={tmp_path}")))
+    assert run.uid.startswith(run.path.name[-6:]) and len(run.uid) == 32
+
+
 def test_a_run_is_recognised_by_its_own_config_file(tmp_path: Path) -> None:
     first = rundir.prepare(cfg(f"run.dir={tmp_path}"), tmp_path)
     again = load(tmp_path / "config.yaml")
