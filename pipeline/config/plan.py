@@ -97,7 +97,8 @@ def _global_batch(cfg: Config, world_size: int) -> int:
         *some, most = (str(w) for w in range(1, micros + 1) if micros % w == 0)
         good = f"{', '.join(some)} or {most}" if some else most
         raise WorldError(
-            f"batch.global: {count(micros, 'micro-batch', 'micro-batches')} ({cfg.batch.global_} / {micro}) can't be shared by {world_size} processes; "
+            f"batch.global: {count(micros, 'micro-batch', 'micro-batches')} ({cfg.batch.global_} / {micro}) "
+            f"can't be shared by {world_size} processes; "
             f"start {good} of them, or change batch.global or batch.micro"
         )
     return cfg.batch.global_
