@@ -11,7 +11,7 @@ from typing import Any
 
 from launch import preflight, requeue, scontrol, slurm, worker
 from launch.job import mark_killed
-from launch.options import Options
+from launch.options import Options, changed
 from launch.snapshot import Folder
 from pipeline.config import load
 from pipeline.errors import UsageError
@@ -166,7 +166,7 @@ def resubmit(folder: Folder, asked: Mapping[str, Any]) -> dict[str, Any]:
             *(part for part in [given.get("exclude") or before["options"]["exclude"]] if part),
         ]
         given["exclude"] = ",".join(unfit) or None
-    options = Options.model_validate(before["options"] | given)
+    options = changed(before["options"], given)
     slurm.check(options)
     lock = FileLock(folder.path / "submit.lock")
     if not lock.acquire(wait=False):
