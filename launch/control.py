@@ -56,7 +56,7 @@ def states(found: Sequence[Folder]) -> list[dict[str, Any]]:
 
 def _state(folder: Folder) -> dict[str, Any]:
     submission = folder.read()
-    job = scontrol.job(submission["job"]) if submission["job"] else scontrol.Job("", "FAILED")
+    job = scontrol.job(submission["job"])
     run = read_run(folder.run_dir) if (folder.run_dir / JOURNAL).is_file() else None
     return {
         "run_dir": str(folder.run_dir),
@@ -111,7 +111,8 @@ def logs(folder: Folder, follow: bool, rank: int | None, show: Callable[[str], N
                 show(text.decode(errors="replace"))
         if not paths and not alive:
             what = f"of rank {rank} " if rank is not None else ""
-            raise UsageError(f"{folder.run_dir}: no log {what}yet (job {submission['job']}); see python -m launch status")
+            job = f"job {submission['job']}" if submission["job"] else "no job: sbatch refused it"
+            raise UsageError(f"{folder.run_dir}: no log {what}yet ({job}); see python -m launch status")
         if not alive:
             return
         time.sleep(_POLL_S)
@@ -144,6 +145,8 @@ def cancel(folder: Folder) -> str:
         UsageError: if there is no job to end.
     """
     job = scontrol.job(folder.read()["job"])
+    if not job.job_id:
+        raise UsageError(f"{folder.run_dir}: sbatch refused its submission, so that there is no job to end")
     if not job.alive:
         raise UsageError(f"{folder.run_dir}: its job {job.job_id} has ended already ({job.state})")
     scontrol.call("scancel", job.job_id)

@@ -192,8 +192,14 @@ def call(work: Any) -> Any:
         with redirect_stderr(StringIO()):  # submitit repeats there what its error says
             return work()
     except (FailedJobError, FailedSubmissionError) as error:
-        said = [line for line in str(error).splitlines() if "sbatch: error" in line] or str(error).splitlines()
-        raise UsageError(f"sbatch: {said[-1].replace('sbatch: error: ', '')}; nothing was submitted") from error
+        raise UsageError(f"sbatch: {_reason(str(error))}; nothing was submitted") from error
+
+
+def _reason(said: str) -> str:
+    """Return sbatch's reason on one line: its errors, else what it says besides the hint at its help."""
+    rows = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith("Try ")]
+    found = [line for line in rows if "sbatch: error: " in line] or rows or ["no reason given"]
+    return "; ".join(line.removeprefix("sbatch: ").removeprefix("error: ") for line in found)
 
 
 def parameters(request: Request, folder: Folder) -> dict[str, Any]:

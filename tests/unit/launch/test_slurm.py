@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import slurm
+from launch import control, scontrol, slurm
 from launch.options import options
 from launch.snapshot import Folder, take
 from pipeline.config import load
@@ -96,3 +96,40 @@ def test_a_refusal_is_said_once(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UsageError, match=r"^sbatch: no such dependency; nothing was submitted$"):
         slurm.call(refusing)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("sbatch: unrecognized option '--foo=bar'\nTry \"sbatch --help\" for more", "unrecognized option '--foo=bar'"),
+        ("sbatch: error: Memory specification can not be satisfied\nsbatch: error: Batch job submission failed: Not available",
+         "Memory specification can not be satisfied; Batch job submission failed: Not available"),
+        ("", "no reason given"),
+    ],
+)  # fmt: skip
+def test_the_reason_of_a_refusal_is_shown(said: str, reason: str) -> None:
+    from submitit.core.utils import FailedJobError
+
+    def refused() -> None:
+        raise FailedJobError(said)
+
+    with pytest.raises(UsageError) as caught:
+        slurm.call(refused)
+    assert str(caught.value) == f"sbatch: {reason}; nothing was submitted"
+
+
+def test_a_refused_submission_has_no_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(*command: str) -> str:  # as scontrol does where no id is given
+        assert command[-1] != ""
+        return "JobId=9 JobState=RUNNING"
+
+    monkeypatch.setattr(scontrol, "call", answer)
+    folder = Folder(tmp_path)
+    folder.path.mkdir()
+    folder.write({"job": "", "log": "", "options": options(None, {}).model_dump(mode="json")})
+    slurm.refuse_a_second(folder)
+    assert [(row["job"], row["state"]) for row in control.states([folder])] == [("", "GONE")]
+    with pytest.raises(UsageError, match="no job to end"):
+        control.cancel(folder)
+    with pytest.raises(UsageError, match=r"no log yet \(no job"):
+        control.logs(folder, False, None, print)
