@@ -16,7 +16,7 @@ from launch.snapshot import Folder
 from pipeline.config import load
 from pipeline.errors import UsageError
 from pipeline.track.journal import JOURNAL
-from pipeline.track.lock import FileLock, in_use
+from pipeline.track.lock import in_use
 from pipeline.track.runs import read_run
 
 _POLL_S = 1.0
@@ -162,6 +162,7 @@ def resubmit(folder: Folder, asked: Mapping[str, Any]) -> dict[str, Any]:
         PipelineError: if a job or a process has the run, or SLURM refuses.
     """
     before = folder.read()
+    _refuse_finished(folder)
     given = {k: asked[k] for k in ("exclude", "time") if asked[k]}
     if asked["exclude_failed"]:
         unfit = [
@@ -171,13 +172,32 @@ def resubmit(folder: Folder, asked: Mapping[str, Any]) -> dict[str, Any]:
         given["exclude"] = ",".join(unfit) or None
     options = changed(before["options"], given)
     slurm.check(options)
-    lock = FileLock(folder.path / "submit.lock")
-    if not lock.acquire(wait=False):
-        raise UsageError(f"{folder.run_dir}: {lock.holder()} is submitting it; wait for it")
-    try:
+    with slurm.alone(folder.run_dir, folder.path):
         slurm.refuse_a_second(folder)
-        os.chdir(before["cwd"])  # relative paths of the configuration mean what they meant
+        _enter(folder, before["cwd"])
         request = slurm.Request(load(folder.config), options, tuple(before["command"]))
         return slurm.send(request, folder)
-    finally:
-        lock.release()
+
+
+def _refuse_finished(folder: Folder) -> None:
+    """Keep a job from starting that has nothing to do.
+
+    Raises:
+        UsageError: if the run has finished, or its journal can't be read.
+    """
+    if (folder.run_dir / JOURNAL).is_file() and read_run(folder.run_dir).status == "FINISHED":
+        raise UsageError(f"{folder.run_dir}: the run has finished; nothing is left to do")
+
+
+def _enter(folder: Folder, cwd: str) -> None:
+    """Go where the run was submitted from: relative paths of the configuration mean what they meant.
+
+    Raises:
+        UsageError: if that directory is gone.
+    """
+    try:
+        os.chdir(cwd)
+    except OSError as error:
+        raise UsageError(
+            f"{folder.run_dir}: it was submitted from {cwd}: {error.strerror}; make that directory again, or submit anew"
+        ) from error

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +44,9 @@ class Sweep:
     fixed: tuple[str, ...]
     members: tuple[tuple[str, ...], ...]
     folder: Path
+    naming: str = "--name"
+    """What the user would change for another folder."""
+    _known: dict[int, Config] = field(default_factory=dict, compare=False, repr=False)
 
     def cfg(self, index: int) -> Config:
         """Return a member's configuration.
@@ -51,8 +54,10 @@ class Sweep:
         Raises:
             ConfigError: if it can't be used.
         """
-        name = f"{self.name}-{index}"
-        return load(self.config, (*self.fixed, *self.members[index], f"run.name={name}", f"run.dir={self.run_dir(index)}"))
+        if index not in self._known:  # reading takes a while for a thousand members, and several ask for each
+            own = (f"run.name={self.name}-{index}", f"run.dir={self.run_dir(index)}")
+            self._known[index] = load(self.config, (*self.fixed, *self.members[index], *own))
+        return self._known[index]
 
     def run_dir(self, index: int) -> Path:
         """Return a member's run directory."""
@@ -147,7 +152,7 @@ def of_seeds(config: Path, overrides: Sequence[str], name: str | None, numbers: 
     cfg = load(config, overrides)
     chosen = name or f"{cfg.run.name or config.stem}-array"
     members = tuple((f"seed={n}",) for n in numbers)
-    return Sweep(chosen, config, tuple(overrides), members, (cfg.run.root / chosen).absolute())
+    return Sweep(chosen, config, tuple(overrides), members, (cfg.run.root / chosen).absolute(), "run.name")
 
 
 def plan(sweep: Sweep) -> list[dict[str, Any]]:
@@ -179,15 +184,51 @@ def remember(sweep: Sweep) -> None:
     """Write down what the sweep's members are, or check that they are those of the last time.
 
     Raises:
-        UsageError: if the folder holds another sweep.
+        UsageError: if the folder holds another sweep, or one with other configurations.
     """
-    path, now = sweep.folder / "sweep.json", [list(one) for one in sweep.members]
+    path, now = sweep.folder / "sweep.json", configurations(sweep)
     if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))["members"]
-        if before != now:
-            raise UsageError(f"{sweep.folder}: holds another sweep, of {len(before)} members; choose another --name")
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))["configs"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"{path}: does not say what its members were; choose another {sweep.naming}") from error
+        if len(before) != len(now):
+            raise UsageError(f"{sweep.folder}: holds another sweep, of {len(before)} members; choose another {sweep.naming}")
+        if what := _differences(before, now):
+            raise UsageError(f"{sweep.folder}: holds another sweep ({what}); choose another {sweep.naming}")
         return
-    snapshot.write_json(path, {"name": sweep.name, "config": str(sweep.config), "fixed": sweep.fixed, "members": now})
+    members = [list(one) for one in sweep.members]
+    about = {"name": sweep.name, "config": str(sweep.config), "fixed": sweep.fixed, "members": members, "configs": now}
+    snapshot.write_json(path, about)
+
+
+def configurations(sweep: Sweep) -> list[dict[str, Any]]:
+    """Return what decides over each member's result: the first one's keys, and of the others those that are not the same.
+
+    Raises:
+        ConfigError: if a member's configuration can't be used.
+    """
+    every = [flat(json.loads(json.dumps(as_tree(sweep.cfg(index))))) for index in range(len(sweep.members))]
+    first, *others = [{key: value for key, value in one.items() if not _may_differ(key)} for one in every]
+    missing = "(not there)"
+    rest = [{k: one.get(k, missing) for k in first | one if one.get(k, missing) != first.get(k, missing)} for one in others]
+    return [first, *rest]
+
+
+def _may_differ(key: str) -> bool:
+    """Return whether a key may change between two starts of a sweep: results that are put side by side stay comparable."""
+    return bool(rundir.HARMLESS.match(key)) and not key.startswith("eval.") and key != "data.root"
+
+
+def _differences(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> str:
+    """Return how members differ from those that were written down: of the first one that does, a few keys."""
+    for index, (old, new) in enumerate(zip(before, now, strict=True)):
+        was, is_ = ({**one[0], **row} for one, row in ((before, old), (now, new)))
+        keys = [key for key in was | is_ if was.get(key) != is_.get(key)]
+        if keys:
+            shown = ", ".join(f"{key} was {was.get(key)}, is {is_.get(key)}" for key in keys[:3])
+            return f"member {index}: {shown}{', ...' if len(keys) > 3 else ''}"
+    return ""
 
 
 def unfinished(sweep: Sweep) -> list[int]:
@@ -244,9 +285,16 @@ def submit(sweep: Sweep, request: slurm.Request, parallel: int) -> dict[str, Any
     Raises:
         PipelineError: before anything is submitted, if a member can't work.
     """
+    sweep.folder.mkdir(parents=True, exist_ok=True)
+    with slurm.alone(sweep.folder, sweep.folder):
+        return _submit(sweep, request, parallel)
+
+
+def _submit(sweep: Sweep, request: slurm.Request, parallel: int) -> dict[str, Any]:
     wanted = unfinished(sweep)
     if not wanted:
-        raise UsageError(f"{sweep.folder}: every member has finished; change the sweep, or choose another run.name")
+        raise UsageError(f"{sweep.folder}: every member has finished; change the sweep, or choose another {sweep.naming}")
+    slurm.refuse_expansion(sweep.folder)
     slurm.refuse_secrets(request.cfg)
     slurm.check(request.options)
     plans = {index: slurm.forecast(replace(request, cfg=sweep.cfg(index))) for index in wanted}

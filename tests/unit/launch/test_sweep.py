@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from launch import sweep
+from launch import slurm, sweep
+from launch.options import options
 from pipeline.errors import ConfigError, UsageError
 
 
@@ -87,3 +88,50 @@ def test_members_are_children_of_one_run_and_failed_ones_run_again(digits: Path,
     assert sweep.run_here(found, 2, 1) == {1: 0}
     tags = [json.loads((found.run_dir(n) / "journal.jsonl").read_text().splitlines()[0])["tags"] for n in (0, 1)]
     assert len({one["mlflow.parentRunId"] for one in tags}) == 1 and {one["sweep"] for one in tags} == {"two"}
+
+
+def test_a_folder_holds_one_configuration(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+
+    def array(text: str, *more: str) -> sweep.Sweep:
+        config.write_text(f"base: {Path('configs/demo.yaml').absolute()}\n{text}")
+        return sweep.of_seeds(config, [f"run.root={tmp_path}", *more], None, [3, 5])
+
+    sweep.remember(array("", "optim.lr=0.1"))
+    sweep.remember(array("", "optim.lr=0.1", "data.threads=3", "launch.max_requeues=7"))
+    with pytest.raises(UsageError, match=r"member 0: optim.lr was 0.1, is 0.2\); choose another run.name"):
+        sweep.remember(array("", "optim.lr=0.2"))
+    with pytest.raises(UsageError, match=r"batch.global was \d+, is 64"):
+        sweep.remember(array("batch: {global: 64}\n", "optim.lr=0.1"))
+    with pytest.raises(UsageError, match="eval.batch"):
+        sweep.remember(array("", "optim.lr=0.1", "eval.batch=7"))
+    with pytest.raises(UsageError, match="member 1: seed was 5, is 6"):
+        sweep.remember(sweep.of_seeds(config, [f"run.root={tmp_path}", "optim.lr=0.1"], None, [3, 6]))
+
+
+def test_what_other_members_take_from_the_file_counts_too(tmp_path: Path) -> None:
+    config, rows = tmp_path / "c.yaml", tmp_path / "list.yaml"
+    rows.write_text("- {optim.lr: 0.1}\n- {seed: 3}\n")
+
+    def listed(lr: float) -> sweep.Sweep:
+        config.write_text(f"base: {Path('configs/demo.yaml').absolute()}\noptim: {{lr: {lr}}}\n")
+        return sweep.make(config, [f"run.root={tmp_path}"], None, "grid", rows)
+
+    sweep.remember(listed(0.5))
+    with pytest.raises(UsageError, match="member 1: optim.lr was 0.5, is 0.6"):
+        sweep.remember(listed(0.6))
+
+
+def test_a_sweep_is_submitted_by_one_process_at_a_time(tmp_path: Path) -> None:
+    config = Path("configs/demo.yaml")
+    found = sweep.make(config, [f"run.root={tmp_path}", "seed=0..1"], None, "grid", None)
+    request = slurm.request(found.cfg(0), options(None, {}), [])
+    found.folder.mkdir()
+    with slurm.alone(found.folder, found.folder), pytest.raises(UsageError, match="is submitting it"):
+        sweep.submit(found, request, 1)
+
+
+def test_slurm_must_not_expand_the_folder_of_a_sweep(tmp_path: Path) -> None:
+    found = sweep.make(Path("configs/demo.yaml"), [f"run.root={tmp_path}/%j", "seed=0..1"], None, "grid", None)
+    with pytest.raises(UsageError, match="SLURM would expand the %"):
+        sweep.submit(found, slurm.request(found.cfg(0), options(None, {}), []), 1)
