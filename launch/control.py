@@ -4,6 +4,7 @@ Not here: submitting for the first time (`launch.slurm`).
 """
 
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from launch.job import mark_killed
 from launch.options import Options, changed
 from launch.snapshot import Folder
 from pipeline.config import load
-from pipeline.errors import UsageError
+from pipeline.errors import ConfigError, UsageError
 from pipeline.track.journal import JOURNAL
 from pipeline.track.lock import in_use
 from pipeline.track.runs import read_run
@@ -29,14 +30,14 @@ def find(wanted: Sequence[str], root: Path) -> list[Folder]:
         UsageError: for a name that none or several have.
     """
     if not wanted:
-        return [Folder(path.parents[1]) for path in sorted(root.glob("**/launch/submission.json"))]
+        return _listed(root)
     return [_find(name, root) for name in wanted]
 
 
 def _find(name: str, root: Path) -> Folder:
     if Folder(Path(name)).submission.is_file():
         return Folder(Path(name).absolute())
-    every = [Folder(path.parents[1].absolute()) for path in sorted(root.glob("**/launch/submission.json"))]
+    every = _listed(root.absolute())
     same = [one for one in every if name in (one.run_dir.name, _name(one), one.read()["job"])]
     if len(same) != 1:
         what = f"{len(same)} submitted runs have this name" if same else "no submitted run of this name"
@@ -45,8 +46,26 @@ def _find(name: str, root: Path) -> Folder:
     return same[0]
 
 
+def _listed(root: Path) -> list[Folder]:
+    """Return the submitted runs below a folder; one that can't be read doesn't keep the others from being seen."""
+    found = []
+    for path in sorted(root.glob("**/launch/submission.json")):
+        folder = Folder(path.parents[1])
+        try:
+            folder.read()
+        except UsageError as error:
+            print(f"warning: {error}", file=sys.stderr)
+        else:
+            found.append(folder)
+    return found
+
+
 def _name(folder: Folder) -> str:
-    return load(folder.config).run.name
+    """Return a run's name, or none if its configuration is gone: job id and directory find it still."""
+    try:
+        return load(folder.config).run.name
+    except ConfigError:
+        return ""
 
 
 def states(found: Sequence[Folder]) -> list[dict[str, Any]]:

@@ -197,3 +197,18 @@ def test_what_can_not_be_resubmitted(submitted: Folder) -> None:
         journal.event("status", status="FINISHED", reason="")
     with pytest.raises(UsageError, match="the run has finished"):
         control.resubmit(submitted, asked())
+
+
+def test_a_run_that_can_not_be_read_hides_no_other(submitted: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+    root = submitted.run_dir.parent
+    for name, text in (("empty", "{}"), ("broken", "\x00"), ("list", "[]")):
+        path = Folder(root / name).submission
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    rows = control.states(control.find((), root))
+    assert [row["job"] for row in rows] == ["7"]
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 3 and all(line.startswith("warning: ") for line in warnings)
+    assert control.find(("7",), root)[0].run_dir == submitted.run_dir  # which has no launch/config.yaml
+    with pytest.raises(UsageError, match="names no job"):
+        control.find((str(root / "empty"),), root)[0].read()
