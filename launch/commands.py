@@ -31,7 +31,8 @@ _JOB_OPTIONS = [
     click.option("--container-mounts", help="What the container sees of the host: /data:/data,/runs:/runs."),
     click.option("--python", help="The interpreter inside the job; default: this one."),
     click.option("--setup", multiple=True, help="A shell line to run first, such as 'module load cuda'; repeatable."),
-    click.option("--set", "set_", multiple=True, metavar="KEY=VALUE", help="Any other option of sbatch; repeatable."),
+    click.option("--set", "set_", multiple=True, metavar="KEY[=VALUE]",
+                 help="Any other option of sbatch, without a value if it is a flag: --set hold; repeatable."),
     click.option("--site", type=_FILE, help="Site defaults; default: launch.site, else ~/.config/image-pipeline/site.yaml."),
 ]  # fmt: skip
 
@@ -55,10 +56,12 @@ def read(config: Path, overrides: tuple[str, ...], asked: dict[str, Any]) -> Any
 
     cfg = load(config, overrides)
     if not cfg.run.name:
+        if not config.stem.isprintable():
+            raise UsageError(f"{config.stem!r}: a file's name with control characters can't name a run; give it a run.name")
         cfg = cfg.model_copy(update={"run": cfg.run.model_copy(update={"name": config.stem})})
-    pairs = dict(text.partition("=")[::2] for text in asked.pop("set_"))
-    if bad := [key for key, value in pairs.items() if not key or not value]:
-        raise UsageError(f"--set {bad[0]}: write KEY=VALUE, such as --set comment=nightly")
+    pairs = {key: value or "true" for key, _, value in (text.partition("=") for text in asked.pop("set_"))}
+    if "" in pairs:
+        raise UsageError("--set: write KEY=VALUE, such as --set comment=nightly, or KEY alone for a flag, such as --set hold")
     site = options.site_file(asked.pop("site") or cfg.launch.site)
     return slurm.request(cfg, options.options(site, asked | {"set": pairs}))
 

@@ -4,6 +4,7 @@ Not here: submitting for the first time (`launch.slurm`).
 """
 
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,12 +12,12 @@ from typing import Any
 
 from launch import preflight, requeue, scontrol, slurm, worker
 from launch.job import mark_killed
-from launch.options import Options
+from launch.options import Options, changed
 from launch.snapshot import Folder
 from pipeline.config import load
-from pipeline.errors import UsageError
+from pipeline.errors import ConfigError, UsageError
 from pipeline.track.journal import JOURNAL
-from pipeline.track.lock import FileLock, in_use
+from pipeline.track.lock import in_use
 from pipeline.track.runs import read_run
 
 _POLL_S = 1.0
@@ -29,14 +30,14 @@ def find(wanted: Sequence[str], root: Path) -> list[Folder]:
         UsageError: for a name that none or several have.
     """
     if not wanted:
-        return [Folder(path.parents[1]) for path in sorted(root.glob("**/launch/submission.json"))]
+        return _listed(root)
     return [_find(name, root) for name in wanted]
 
 
 def _find(name: str, root: Path) -> Folder:
     if Folder(Path(name)).submission.is_file():
         return Folder(Path(name).absolute())
-    every = [Folder(path.parents[1].absolute()) for path in sorted(root.glob("**/launch/submission.json"))]
+    every = _listed(root.absolute())
     same = [one for one in every if name in (one.run_dir.name, _name(one), one.read()["job"])]
     if len(same) != 1:
         what = f"{len(same)} submitted runs have this name" if same else "no submitted run of this name"
@@ -45,8 +46,26 @@ def _find(name: str, root: Path) -> Folder:
     return same[0]
 
 
+def _listed(root: Path) -> list[Folder]:
+    """Return the submitted runs below a folder; one that can't be read doesn't keep the others from being seen."""
+    found = []
+    for path in sorted(root.glob("**/launch/submission.json")):
+        folder = Folder(path.parents[1])
+        try:
+            folder.read()
+        except UsageError as error:
+            print(f"warning: {error}", file=sys.stderr)
+        else:
+            found.append(folder)
+    return found
+
+
 def _name(folder: Folder) -> str:
-    return load(folder.config).run.name
+    """Return a run's name, or none if its configuration is gone: job id and directory find it still."""
+    try:
+        return load(folder.config).run.name
+    except ConfigError:
+        return ""
 
 
 def states(found: Sequence[Folder]) -> list[dict[str, Any]]:
@@ -56,7 +75,7 @@ def states(found: Sequence[Folder]) -> list[dict[str, Any]]:
 
 def _state(folder: Folder) -> dict[str, Any]:
     submission = folder.read()
-    job = scontrol.job(submission["job"]) if submission["job"] else scontrol.Job("", "FAILED")
+    job = scontrol.job(submission["job"])
     run = read_run(folder.run_dir) if (folder.run_dir / JOURNAL).is_file() else None
     return {
         "run_dir": str(folder.run_dir),
@@ -111,7 +130,8 @@ def logs(folder: Folder, follow: bool, rank: int | None, show: Callable[[str], N
                 show(text.decode(errors="replace"))
         if not paths and not alive:
             what = f"of rank {rank} " if rank is not None else ""
-            raise UsageError(f"{folder.run_dir}: no log {what}yet (job {submission['job']}); see python -m launch status")
+            job = f"job {submission['job']}" if submission["job"] else "no job: sbatch refused it"
+            raise UsageError(f"{folder.run_dir}: no log {what}yet ({job}); see python -m launch status")
         if not alive:
             return
         time.sleep(_POLL_S)
@@ -144,6 +164,8 @@ def cancel(folder: Folder) -> str:
         UsageError: if there is no job to end.
     """
     job = scontrol.job(folder.read()["job"])
+    if not job.job_id:
+        raise UsageError(f"{folder.run_dir}: sbatch refused its submission, so that there is no job to end")
     if not job.alive:
         raise UsageError(f"{folder.run_dir}: its job {job.job_id} has ended already ({job.state})")
     scontrol.call("scancel", job.job_id)
@@ -159,6 +181,7 @@ def resubmit(folder: Folder, asked: Mapping[str, Any]) -> dict[str, Any]:
         PipelineError: if a job or a process has the run, or SLURM refuses.
     """
     before = folder.read()
+    _refuse_finished(folder)
     given = {k: asked[k] for k in ("exclude", "time") if asked[k]}
     if asked["exclude_failed"]:
         unfit = [
@@ -166,15 +189,34 @@ def resubmit(folder: Folder, asked: Mapping[str, Any]) -> dict[str, Any]:
             *(part for part in [given.get("exclude") or before["options"]["exclude"]] if part),
         ]
         given["exclude"] = ",".join(unfit) or None
-    options = Options.model_validate(before["options"] | given)
+    options = changed(before["options"], given)
     slurm.check(options)
-    lock = FileLock(folder.path / "submit.lock")
-    if not lock.acquire(wait=False):
-        raise UsageError(f"{folder.run_dir}: {lock.holder()} is submitting it; wait for it")
-    try:
+    with slurm.alone(folder.run_dir, folder.path):
         slurm.refuse_a_second(folder)
-        os.chdir(before["cwd"])  # relative paths of the configuration mean what they meant
+        _enter(folder, before["cwd"])
         request = slurm.Request(load(folder.config), options, tuple(before["command"]))
         return slurm.send(request, folder)
-    finally:
-        lock.release()
+
+
+def _refuse_finished(folder: Folder) -> None:
+    """Keep a job from starting that has nothing to do.
+
+    Raises:
+        UsageError: if the run has finished, or its journal can't be read.
+    """
+    if (folder.run_dir / JOURNAL).is_file() and read_run(folder.run_dir).status == "FINISHED":
+        raise UsageError(f"{folder.run_dir}: the run has finished; nothing is left to do")
+
+
+def _enter(folder: Folder, cwd: str) -> None:
+    """Go where the run was submitted from: relative paths of the configuration mean what they meant.
+
+    Raises:
+        UsageError: if that directory is gone.
+    """
+    try:
+        os.chdir(cwd)
+    except OSError as error:
+        raise UsageError(
+            f"{folder.run_dir}: it was submitted from {cwd}: {error.strerror}; make that directory again, or submit anew"
+        ) from error

@@ -5,16 +5,16 @@ Not here: submitting (`launch.slurm`). No cluster's names or limits stand in the
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import ConfigError, UsageError
 
-_TIME = re.compile(r"^(?:(?P<days>\d+)-)?(?P<parts>\d+(?::\d+){0,2})$")
+_TIME = re.compile(r"(?:(?P<days>[0-9]+)-)?(?P<parts>[0-9]+(?::[0-9]+){0,2})")
 Positive = Annotated[int, Field(gt=0)]
 
 
@@ -26,7 +26,7 @@ def minutes(text: str | int) -> int:
     Raises:
         ValueError: for anything else, and for no time at all.
     """
-    found = _TIME.match(str(text).strip())
+    found = _TIME.fullmatch(str(text).strip())
     if found is None:
         raise ValueError(f"{text!r} is not a time limit; write 90 (minutes), 1:30:00 (hours) or 2-12:00:00 (days-hours)")
     parts = [int(part) for part in found["parts"].split(":")]
@@ -38,6 +38,11 @@ def minutes(text: str | int) -> int:
     if total == 0:
         raise ValueError(f"{text!r} is no time at all")
     return total
+
+
+def lines(value: Any) -> Any:
+    """Return the lines of one text as a tuple; anything else as it is."""
+    return tuple(value.splitlines()) if isinstance(value, str) else value
 
 
 class Options(BaseModel):
@@ -63,8 +68,18 @@ class Options(BaseModel):
     container_image: str | None = None
     container_mounts: str | None = None
     python: str | None = None
-    setup: tuple[str, ...] = ()
+    setup: Annotated[tuple[str, ...], BeforeValidator(lines)] = ()
     set: Mapping[str, str] = {}
+
+    @model_validator(mode="after")
+    def _time_to_train(self) -> Self:
+        # SLURM would send the signal at the start of each job, and all requeues would be spent without a step.
+        if self.time is not None and self.time * 60 <= self.signal_delay_s:
+            raise ValueError(
+                f"{self.time} min is no longer than --signal-delay-s, {self.signal_delay_s} s: each start would be told at "
+                "once to save and requeue; raise --time, or lower --signal-delay-s"
+            )
+        return self
 
     @property
     def processes(self) -> int:
@@ -96,33 +111,79 @@ def options(site: Path | None, asked: Mapping[str, Any]) -> Options:
     """
     defaults = _read(site)
     wanted = {key: value for key, value in asked.items() if value not in (None, (), {})}
+
+    def place(key: str) -> str:
+        return _option(key) if key in wanted or key not in defaults else f"{site}: {key}"
+
+    # Each by itself first: what can't be used can't be merged either, and an error names the place that it stands in.
+    problems = [*_problems(defaults, lambda key: f"{site}: {key}"), *_problems(wanted, _option)]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    merged = {**defaults, **wanted}
     # Lines of set-up and SLURM's own keys add to the site's; everything else replaces it.
-    if defaults.get("setup") and wanted.get("setup"):
-        wanted["setup"] = (*defaults["setup"], *wanted["setup"])
-    if defaults.get("set") and wanted.get("set"):
-        wanted["set"] = {**defaults["set"], **wanted["set"]}
+    merged["setup"] = (*lines(defaults.get("setup", ())), *lines(wanted.get("setup", ())))
+    merged["set"] = {**defaults.get("set", {}), **wanted.get("set", {})}
+    return _validated(merged, place)
+
+
+def changed(before: Mapping[str, Any], given: Mapping[str, Any]) -> Options:
+    """Lay what was asked for over the options of an earlier submission.
+
+    Raises:
+        ConfigError: listing every problem, with its key.
+    """
+    return _validated({**before, **given}, _option)
+
+
+def _option(key: str) -> str:
+    return f"--{key.replace('_', '-')}"
+
+
+def _validated(values: Mapping[str, Any], place: Callable[[str], str]) -> Options:
     try:
-        return Options.model_validate({**defaults, **wanted})
+        return Options.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(one, wanted, site) for one in error.errors())) from error
+        raise ConfigError("\n".join(_explain(one, place) for one in error.errors())) from error
 
 
-def _explain(one: Any, wanted: Mapping[str, Any], site: Path | None) -> str:
-    key = str(one["loc"][0])
-    place = f"--{key.replace('_', '-')}" if key in wanted else f"{site}: {key}"
+def _problems(values: Mapping[str, Any], place: Callable[[str], str]) -> list[str]:
+    """Return what is wrong with each value alone; how they fit together shows when all are known."""
+    try:
+        Options.model_validate(values)
+    except ValidationError as error:
+        return [_explain(one, place) for one in error.errors() if one["loc"]]
+    return []
+
+
+def _explain(one: Any, place: Callable[[str], str]) -> str:
+    where = place(str(one["loc"][0]) if one["loc"] else "time")
     if one["type"] == "extra_forbidden":
-        return f"{place}: unknown; known are {', '.join(Options.model_fields)}"
+        return f"{where}: unknown; known are {', '.join(Options.model_fields)}"
     message = one["msg"].removeprefix("Value error, ")
-    return f"{place}: {message[:1].lower() + message[1:]}"
+    return f"{where}: {message[:1].lower() + message[1:]}"
+
+
+class _Texts(yaml.SafeLoader):
+    """Reads every value but null as the text that stands there: YAML 1.1 takes `1:30:00` for 5400."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in known if tag in ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
 def _read(site: Path | None) -> dict[str, Any]:
+    """Return the values of a site file; a key without one leaves it to the cluster, like a key that isn't there.
+
+    Raises:
+        ConfigError: if it is no mapping that can be read.
+    """
     if site is None:
         return {}
     try:
-        found = yaml.safe_load(site.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        found = yaml.load(site.read_text(encoding="utf-8"), _Texts)
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{site}: not a readable YAML file: {str(error).splitlines()[0]}") from error
     if not isinstance(found or {}, dict):
         raise ConfigError(f"{site}: a site file is a mapping of options, such as partition: main")
-    return dict(found or {})
+    return {str(key): value for key, value in (found or {}).items() if value is not None}

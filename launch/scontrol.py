@@ -75,7 +75,15 @@ def fields(text: str) -> dict[str, str]:
 
 
 def job(job_id: str) -> Job:
-    """Return the state of a job; SLURM forgets one some minutes after its end (`MinJobAge`)."""
+    """Return the state of a job; SLURM forgets one some minutes after its end (`MinJobAge`).
+
+    No id is that of a submission which sbatch refused: it is gone, while scontrol would answer with any job there is.
+
+    Raises:
+        UsageError: if SLURM gives no answer.
+    """
+    if not job_id:
+        return Job(job_id)
     try:
         text = call("scontrol", "show", "job", "--oneliner", job_id)
     except UsageError as error:

@@ -7,8 +7,8 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -76,18 +76,45 @@ def submit(request: Request) -> dict[str, Any]:
     refuse_secrets(request.cfg)
     plan = forecast(request)
     check(request.options)
+    refuse_expansion(_place(request.cfg))
     run_dir = rundir.choose(request.cfg).absolute()
     folder = Folder(run_dir)
     folder.path.mkdir(exist_ok=True)
-    lock = FileLock(folder.path / "submit.lock")
-    if not lock.acquire(wait=False):
-        raise UsageError(f"{run_dir}: {lock.holder()} is submitting it; wait for it, or choose another run.dir")
-    try:
+    with alone(run_dir, folder.path):
         refuse_a_second(folder)
         snapshot.take(placed(request.cfg, run_dir), run_dir, plan.as_dict(), request.command)
         return send(request, folder)
+
+
+@contextmanager
+def alone(what: Path, folder: Path) -> Iterator[None]:
+    """Hold the lock in `folder` that keeps two processes from submitting `what` at a time.
+
+    Raises:
+        UsageError: if another one submits it now.
+    """
+    lock = FileLock(folder / "submit.lock")
+    if not lock.acquire(wait=False):
+        raise UsageError(f"{what}: {lock.holder()} is submitting it; wait for it, or choose another directory")
+    try:
+        yield
     finally:
         lock.release()
+
+
+def refuse_expansion(path: Path) -> None:
+    """Keep directories out whose logs SLURM would write elsewhere.
+
+    Raises:
+        UsageError: if it would expand a part of the path, such as %j.
+    """
+    if "%" in str(path):
+        raise UsageError(f"{path}: SLURM would expand the % in it; choose a run.dir, run.root and run.name without")
+
+
+def _place(cfg: Config) -> Path:
+    """Return the run directory, as far as it is known before it is made."""
+    return (cfg.run.dir or cfg.run.root / f"{cfg.run.name or 'run'}-DATE-ID").absolute()
 
 
 def refuse_secrets(cfg: Config) -> None:
@@ -119,7 +146,7 @@ def refuse_a_second(folder: Folder) -> None:
         if job.alive:
             raise UsageError(
                 f"{folder.run_dir}: job {job.job_id} has it ({job.state}); "
-                f"stop that with python -m launch cancel {folder.run_dir}, or choose another run.dir"
+                f"stop that with python -m launch cancel {shlex.quote(str(folder.run_dir))}, or choose another run.dir"
             )
     if in_use(folder.run_dir):
         raise UsageError(f"{folder.run_dir}: a process trains in it; wait for it, or choose another run.dir")
@@ -192,8 +219,14 @@ def call(work: Any) -> Any:
         with redirect_stderr(StringIO()):  # submitit repeats there what its error says
             return work()
     except (FailedJobError, FailedSubmissionError) as error:
-        said = [line for line in str(error).splitlines() if "sbatch: error" in line] or str(error).splitlines()
-        raise UsageError(f"sbatch: {said[-1].replace('sbatch: error: ', '')}; nothing was submitted") from error
+        raise UsageError(f"sbatch: {_reason(str(error))}; nothing was submitted") from error
+
+
+def _reason(said: str) -> str:
+    """Return sbatch's reason on one line: its errors, else what it says besides the hint at its help."""
+    rows = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith("Try ")]
+    found = [line for line in rows if "sbatch: error: " in line] or rows or ["no reason given"]
+    return "; ".join(line.removeprefix("sbatch: ").removeprefix("error: ") for line in found)
 
 
 def parameters(request: Request, folder: Folder) -> dict[str, Any]:
@@ -221,7 +254,7 @@ def parameters(request: Request, folder: Folder) -> dict[str, Any]:
             "requeue": True,
             "chdir": str(Path.cwd()),
             **{k: v for k, v in (("mem", options.mem), ("reservation", options.reservation)) if v},
-            **options.set,
+            **{key: value == "true" or value for key, value in options.set.items()},  # True: a flag, without a value
         },
     }
 
@@ -269,8 +302,8 @@ def dry_run(request: Request, array: tuple[int, int] | None = None) -> dict[str,
     Raises:
         PipelineError: if configuration, data and world do not fit together.
     """
-    name = request.cfg.run.name or "run"
-    run_dir = (request.cfg.run.dir or request.cfg.run.root / f"{name}-DATE-ID").absolute()
+    run_dir = _place(request.cfg)
+    refuse_expansion(run_dir)
     plan = forecast(request)
     options = request.options
     hours = options.time / 60 if options.time else None
@@ -305,14 +338,15 @@ def render_dry_run(found: Mapping[str, Any]) -> str:
 def render(found: Mapping[str, Any]) -> str:
     """Return a submission for people."""
     run_dir = shown(Path(found["run_dir"]))
+    quoted = shlex.quote(str(run_dir))
     return "\n".join(
         [
             f"job {found['job']} for {run_dir}",
             f"  log      {found['log']}",
-            f"  state    python -m launch status {run_dir}",
-            f"  follow   python -m launch logs -f {run_dir}",
-            f"  stop     python -m launch cancel {run_dir}",
-            f"  compare  python -m pipeline runs --root {run_dir.parent}",
+            f"  state    python -m launch status {quoted}",
+            f"  follow   python -m launch logs -f {quoted}",
+            f"  stop     python -m launch cancel {quoted}",
+            f"  compare  python -m pipeline runs --root {shlex.quote(str(run_dir.parent))}",
         ]
     )
 

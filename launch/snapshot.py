@@ -75,9 +75,14 @@ class Folder:
             UsageError: if there is none that can be read.
         """
         try:
-            return dict(json.loads(self.submission.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
+            found = json.loads(self.submission.read_text(encoding="utf-8"))
+            if isinstance(found, dict) and isinstance(found.get("job"), str):
+                return found
+        except FileNotFoundError as error:
             raise UsageError(f"{self.run_dir}: not a run that was submitted to SLURM; give its run directory") from error
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{self.submission}: can't be read ({error}); restore it, or submit the run anew") from error
+        raise UsageError(f"{self.submission}: names no job; restore it, or submit the run anew")
 
     def write(self, submission: Mapping[str, Any]) -> None:
         """Write the submission, whole or not at all."""

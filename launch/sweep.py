@@ -5,15 +5,20 @@ Not here: single trainings (`launch.local`, `launch.slurm`).
 
 import itertools
 import json
+import math
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import RLock
+from types import FrameType
 from typing import Any, Literal
 
 import yaml
@@ -22,16 +27,18 @@ from launch import agent, requeue, slurm, snapshot
 from launch.job import Task
 from launch.snapshot import Folder
 from pipeline.config import Config, as_tree, digest, flat, load
-from pipeline.errors import ConfigError, UsageError
+from pipeline.errors import ConfigError, Stopped, UsageError
 from pipeline.track.identity import TAGS, new_uid
 from pipeline.track.journal import JOURNAL, Journal
 from pipeline.track.runs import read_run
 from pipeline.track.uri import tracking_uri
 from pipeline.train import rundir
+from pipeline.train.preemption import SIGNALS
 
 How = Literal["grid", "zip"]
-_RANGE = re.compile(r"^(-?\d+)\.\.(-?\d+)$")
-_ARRAY = re.compile(r"([\d,:-]+)(?:%([1-9]\d*))?")
+_RANGE = re.compile(r"(-?[0-9]{1,18})\.\.(-?[0-9]{1,18})")
+_ARRAY = re.compile(r"([0-9,:-]+)(?:%([1-9][0-9]{0,8}))?")
+_PART = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,18})(?::([1-9][0-9]{0,17}))?)?")
 _MOST = 1000
 
 
@@ -44,6 +51,9 @@ class Sweep:
     fixed: tuple[str, ...]
     members: tuple[tuple[str, ...], ...]
     folder: Path
+    naming: str = "--name"
+    """What the user would change for another folder."""
+    _known: dict[int, Config] = field(default_factory=dict, compare=False, repr=False)
 
     def cfg(self, index: int) -> Config:
         """Return a member's configuration.
@@ -51,8 +61,10 @@ class Sweep:
         Raises:
             ConfigError: if it can't be used.
         """
-        name = f"{self.name}-{index}"
-        return load(self.config, (*self.fixed, *self.members[index], f"run.name={name}", f"run.dir={self.run_dir(index)}"))
+        if index not in self._known:  # reading takes a while for a thousand members, and several ask for each
+            own = (f"run.name={self.name}-{index}", f"run.dir={self.run_dir(index)}")
+            self._known[index] = load(self.config, (*self.fixed, *self.members[index], *own))
+        return self._known[index]
 
     def run_dir(self, index: int) -> Path:
         """Return a member's run directory."""
@@ -60,10 +72,21 @@ class Sweep:
 
 
 def values(text: str) -> list[str]:
-    """Return the values that `0.1,0.5`, `0..4` or a single value stands for; a list in brackets is one value."""
-    if found := _RANGE.match(text):
-        return [str(n) for n in range(int(found[1]), int(found[2]) + 1)]
+    """Return the values that `0.1,0.5`, `0..4` or a single value stands for; a list in brackets is one value.
+
+    Raises:
+        UsageError: for a range of too many numbers, or of none.
+    """
+    if found := _RANGE.fullmatch(text):
+        numbers = range(int(found[1]), int(found[2]) + 1)
+        _check_size(int(found[2]) - int(found[1]) + 1)  # before there is a list of them
+        return [str(n) for n in numbers]
     return re.split(r",(?![^\[{]*[\]}])", text)
+
+
+def _check_size(n: int) -> None:
+    if not 0 < n <= _MOST:
+        raise UsageError(f"{max(n, 0)} members; a sweep has 1 to {_MOST}")
 
 
 def members(arguments: Sequence[str], how: How) -> tuple[tuple[str, ...], ...]:
@@ -82,10 +105,8 @@ def members(arguments: Sequence[str], how: How) -> tuple[tuple[str, ...], ...]:
             raise UsageError(f"--zip: the lists have {', '.join(str(len(one)) for one in long)} values; give as many of each")
         n = len(long[0]) if long else 1
         lists = [one if len(one) > 1 else one * n for one in lists]
-    found = tuple(zip(*lists, strict=True) if how == "zip" else itertools.product(*lists))
-    if not 0 < len(found) <= _MOST:
-        raise UsageError(f"{len(found)} members; a sweep has 1 to {_MOST}")
-    return found
+    _check_size(len(lists) and (len(lists[0]) if how == "zip" else math.prod(map(len, lists))))
+    return tuple(zip(*lists, strict=True) if how == "zip" else itertools.product(*lists))
 
 
 def listed(path: Path) -> tuple[tuple[str, ...], ...]:
@@ -96,15 +117,25 @@ def listed(path: Path) -> tuple[tuple[str, ...], ...]:
     """
     try:
         rows = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return tuple(
-            tuple(row) if isinstance(row, list) else tuple(f"{key}={_plain(value)}" for key, value in row.items())
-            for row in rows
-        )
-    except (OSError, yaml.YAMLError, TypeError, AttributeError) as error:
+        if not isinstance(rows, list):
+            raise TypeError("it is no list")
+        found = tuple(_member(row) for row in rows)
+    except (OSError, yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
         what = str(error).splitlines()[0]
         raise ConfigError(
             f"{path}: not a list of members ({what}); write lines such as - {{optim.lr: 0.1, seed: 3}}"
         ) from error
+    if not 0 < len(found) <= _MOST:
+        raise ConfigError(f"{path}: {len(found)} members; a sweep has 1 to {_MOST}")
+    return found
+
+
+def _member(row: Any) -> tuple[str, ...]:
+    if isinstance(row, dict):
+        return tuple(f"{key}={_plain(value)}" for key, value in row.items())
+    if isinstance(row, list) and all(isinstance(one, str) for one in row):
+        return tuple(row)
+    raise TypeError(f"{row!r} is no member")
 
 
 def _plain(value: Any) -> str:
@@ -131,8 +162,10 @@ def seeds(text: str) -> tuple[list[int], int | None]:
         UsageError: for anything else.
     """
     found = _ARRAY.fullmatch(text)
-    parts = [re.fullmatch(r"(\d+)(?:-(\d+)(?::([1-9]\d*))?)?", part) for part in (found[1].split(",") if found else [])]
-    numbers = [n for part in parts if part for n in range(int(part[1]), int(part[2] or part[1]) + 1, int(part[3] or 1))]
+    parts = [_PART.fullmatch(part) for part in (found[1].split(",") if found else [])]
+    ranges = [range(int(part[1]), int(part[2] or part[1]) + 1, int(part[3] or 1)) for part in parts if part]
+    # One number more than there may be is enough to know.
+    numbers = list(itertools.islice(itertools.chain.from_iterable(ranges), _MOST + 1))
     if found is None or None in parts or not 0 < len(set(numbers)) == len(numbers) <= _MOST:
         raise UsageError(f"--array: {text!r} names no runs; write 0-4, 1,3,7 or 0-9%2 (two at a time), at most {_MOST}")
     return numbers, int(found[2]) if found[2] else None
@@ -147,7 +180,7 @@ def of_seeds(config: Path, overrides: Sequence[str], name: str | None, numbers: 
     cfg = load(config, overrides)
     chosen = name or f"{cfg.run.name or config.stem}-array"
     members = tuple((f"seed={n}",) for n in numbers)
-    return Sweep(chosen, config, tuple(overrides), members, (cfg.run.root / chosen).absolute())
+    return Sweep(chosen, config, tuple(overrides), members, (cfg.run.root / chosen).absolute(), "run.name")
 
 
 def plan(sweep: Sweep) -> list[dict[str, Any]]:
@@ -179,15 +212,51 @@ def remember(sweep: Sweep) -> None:
     """Write down what the sweep's members are, or check that they are those of the last time.
 
     Raises:
-        UsageError: if the folder holds another sweep.
+        UsageError: if the folder holds another sweep, or one with other configurations.
     """
-    path, now = sweep.folder / "sweep.json", [list(one) for one in sweep.members]
+    path, now = sweep.folder / "sweep.json", configurations(sweep)
     if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))["members"]
-        if before != now:
-            raise UsageError(f"{sweep.folder}: holds another sweep, of {len(before)} members; choose another --name")
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))["configs"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"{path}: does not say what its members were; choose another {sweep.naming}") from error
+        if len(before) != len(now):
+            raise UsageError(f"{sweep.folder}: holds another sweep, of {len(before)} members; choose another {sweep.naming}")
+        if what := _differences(before, now):
+            raise UsageError(f"{sweep.folder}: holds another sweep ({what}); choose another {sweep.naming}")
         return
-    snapshot.write_json(path, {"name": sweep.name, "config": str(sweep.config), "fixed": sweep.fixed, "members": now})
+    members = [list(one) for one in sweep.members]
+    about = {"name": sweep.name, "config": str(sweep.config), "fixed": sweep.fixed, "members": members, "configs": now}
+    snapshot.write_json(path, about)
+
+
+def configurations(sweep: Sweep) -> list[dict[str, Any]]:
+    """Return what decides over each member's result: the first one's keys, and of the others those that are not the same.
+
+    Raises:
+        ConfigError: if a member's configuration can't be used.
+    """
+    every = [flat(json.loads(json.dumps(as_tree(sweep.cfg(index))))) for index in range(len(sweep.members))]
+    first, *others = [{key: value for key, value in one.items() if not _may_differ(key)} for one in every]
+    missing = "(not there)"
+    rest = [{k: one.get(k, missing) for k in first | one if one.get(k, missing) != first.get(k, missing)} for one in others]
+    return [first, *rest]
+
+
+def _may_differ(key: str) -> bool:
+    """Return whether a key may change between two starts of a sweep: results that are put side by side stay comparable."""
+    return bool(rundir.HARMLESS.match(key)) and not key.startswith("eval.") and key != "data.root"
+
+
+def _differences(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> str:
+    """Return how members differ from those that were written down: of the first one that does, a few keys."""
+    for index, (old, new) in enumerate(zip(before, now, strict=True)):
+        was, is_ = ({**one[0], **row} for one, row in ((before, old), (now, new)))
+        keys = [key for key in was | is_ if was.get(key) != is_.get(key)]
+        if keys:
+            shown = ", ".join(f"{key} was {was.get(key)}, is {is_.get(key)}" for key in keys[:3])
+            return f"member {index}: {shown}{', ...' if len(keys) > 3 else ''}"
+    return ""
 
 
 def unfinished(sweep: Sweep) -> list[int]:
@@ -219,9 +288,54 @@ def parent(sweep: Sweep) -> dict[str, str]:
     return tags | {"mlflow.parentRunId": found.run_id}
 
 
+class Children:
+    """The members that run on this machine; a signal reaches all of them, and none is started after it."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._starting = RLock()  # a second signal may come within the handler of the first
+
+    def run(self, command: Sequence[str], log: Path, env: Mapping[str, str]) -> int:
+        """Run a member; return its exit code, 75 if a signal came before it could save anything or was started at all."""
+        with log.open("ab") as file:
+            with self._starting:
+                if self.signal is not None:
+                    return Stopped.exit_code
+                child = subprocess.Popen(command, stdout=file, stderr=file, env=env)
+                self._running.add(child)
+            code = child.wait()
+            self._running.discard(child)
+        code = 128 - code if code < 0 else code
+        return Stopped.exit_code if self.signal is not None and code == 128 + self.signal else code
+
+    def forward(self, number: int, frame: FrameType | None) -> None:
+        """Pass a signal on. From a terminal they have it already: twice within two seconds is once (`preemption`)."""
+        with self._starting:  # threads hold it for the moment that a start takes
+            self.signal = number
+            running = tuple(self._running)
+        for child in running:
+            child.send_signal(number)
+
+    @contextmanager
+    def forwarding(self) -> Iterator[None]:
+        """Pass signals on for the time of the `with` block, but those that are ignored on purpose, as nohup does."""
+        wanted = [one for one in SIGNALS if signal.getsignal(one) != signal.SIG_IGN]
+        before = {one: signal.signal(one, self.forward) for one in wanted}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
 def run_here(sweep: Sweep, jobs: int, nproc: int | None) -> dict[int, int]:
-    """Run the unfinished members on this machine, `jobs` at a time; return each one's exit code."""
+    """Run the unfinished members on this machine, `jobs` at a time; return each one's exit code.
+
+    Signals go on to the running members; those that were not started then count as stopped (75).
+    """
     env = os.environ | {TAGS: json.dumps(snapshot.tags() | parent(sweep))}
+    children = Children()
 
     def one(index: int) -> int:
         run_dir = sweep.run_dir(index)
@@ -229,12 +343,10 @@ def run_here(sweep: Sweep, jobs: int, nproc: int | None) -> dict[int, int]:
         overrides = [*sweep.fixed, *sweep.members[index], f"run.name={sweep.name}-{index}", f"run.dir={run_dir}"]
         command = [sys.executable, "-m", "launch", "local", str(sweep.config), *overrides]
         command += ["--nproc-per-node", str(agent.processes(nproc))]
-        log = sweep.folder / f"{index:03d}.log"
-        with log.open("ab") as file:
-            return subprocess.run(command, stdout=file, stderr=file, env=env, check=False).returncode
+        return children.run(command, sweep.folder / f"{index:03d}.log", env)
 
-    with ThreadPoolExecutor(jobs) as pool:
-        wanted = unfinished(sweep)
+    wanted = unfinished(sweep)
+    with children.forwarding(), ThreadPoolExecutor(jobs) as pool:
         return dict(zip(wanted, pool.map(one, wanted), strict=True))
 
 
@@ -244,9 +356,16 @@ def submit(sweep: Sweep, request: slurm.Request, parallel: int) -> dict[str, Any
     Raises:
         PipelineError: before anything is submitted, if a member can't work.
     """
+    sweep.folder.mkdir(parents=True, exist_ok=True)
+    with slurm.alone(sweep.folder, sweep.folder):
+        return _submit(sweep, request, parallel)
+
+
+def _submit(sweep: Sweep, request: slurm.Request, parallel: int) -> dict[str, Any]:
     wanted = unfinished(sweep)
     if not wanted:
-        raise UsageError(f"{sweep.folder}: every member has finished; change the sweep, or choose another run.name")
+        raise UsageError(f"{sweep.folder}: every member has finished; change the sweep, or choose another {sweep.naming}")
+    slurm.refuse_expansion(sweep.folder)
     slurm.refuse_secrets(request.cfg)
     slurm.check(request.options)
     plans = {index: slurm.forecast(replace(request, cfg=sweep.cfg(index))) for index in wanted}

@@ -37,7 +37,8 @@ def test_status_and_logs_of_a_finished_run(calm: Any, shared: Path) -> None:
         (["--nodes", "3"], "can't be shared by 3 processes"),
         (["--time", "soon"], "--time: 'soon' is not a time limit"),
         (["--account", "x", "--dependency", "nonsense"], "nothing was submitted"),
-        (["--set", "comment"], "--set comment: write KEY=VALUE"),
+        (["--set", "nosuch=1"], "sbatch: unrecognized option '--nosuch=1'; nothing was submitted"),
+        (["--time", "2"], "--time: 2 min is no longer than --signal-delay-s, 120 s"),
         (["optim.lrr=1"], "did you mean optim.lr?"),
     ],
 )
