@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from launch import scontrol
-from launch.snapshot import Folder
+from launch.snapshot import Folder, write_json
 from pipeline.errors import PipelineError, Stopped
 
 _OUTCOME = "outcome.json"
@@ -36,10 +36,12 @@ def own_id(env: Mapping[str, str] = os.environ) -> str:
 
 
 def note(folder: Folder, code: int, reason: str) -> None:
-    """Leave word of how the training ended, for the batch script: exit codes of tasks would kill their neighbours."""
-    text = json.dumps(attempt() | {"code": code, "reason": reason})
-    (folder.path / f".{_OUTCOME}").write_text(text, encoding="utf-8")
-    (folder.path / f".{_OUTCOME}").replace(folder.path / _OUTCOME)
+    """Leave word of how the training ended, for the batch script: exit codes of tasks would kill their neighbours.
+
+    Raises:
+        UsageError: if it can't be written.
+    """
+    write_json(folder.path / _OUTCOME, attempt() | {"code": code, "reason": reason})
 
 
 def append(folder: Folder, reason: str) -> None:
