@@ -138,12 +138,26 @@ def _alone(arguments: list[str]) -> int:
 
 
 def _conclude(folder: Folder, code: int) -> None:
-    """Leave word for the batch script; a job that was cancelled, or stopped by hand, does not come back."""
+    """Leave word for the batch script; a job that was cancelled, or stopped by hand, does not come back.
+
+    Raises:
+        PipelineError: if that can't be written.
+    """
     status, reason = last_words(folder.run_dir)
-    if code == Stopped.exit_code and scontrol.job(requeue.own_id()).cancelled(requeue.attempt()["restart"]):
-        mark_killed(folder.run_dir)
     for_good = status == "KILLED" or (folder.run_dir / "STOP").exists()
     requeue.note(folder, 128 + signal.SIGINT if code == Stopped.exit_code and for_good else code, reason)
+    # After the word, as SLURM may be silent, or not be there at all: a container image has no scontrol.
+    if code == Stopped.exit_code and not for_good and _cancelled():
+        mark_killed(folder.run_dir)
+        requeue.note(folder, 128 + signal.SIGINT, reason)
+
+
+def _cancelled() -> bool:
+    """Return whether SLURM says, here, that the job was cancelled; else the batch shell finds out (`launch.requeue`)."""
+    try:
+        return scontrol.job(requeue.own_id()).cancelled(requeue.attempt()["restart"])
+    except UsageError:
+        return False
 
 
 def last_words(run_dir: Path) -> tuple[str, str]:

@@ -88,11 +88,20 @@ def decide(folder: Folder, code: int) -> tuple[int, str]:
 
 
 def main(run_dir: Path, code: int) -> int:
-    """Requeue this job if its training was stopped or killed and the cap allows it; return the job's exit code."""
+    """Requeue this job if its training was stopped or killed and the cap allows it; return the job's exit code.
+
+    Raises:
+        PipelineError: if SLURM does not answer, or what has to be known or written can't be.
+    """
     folder = Folder(of_this_job(run_dir))
     code, reason = decide(folder, code)
     now = attempt()
-    if not reason or scontrol.job(own_id()).state != "RUNNING":  # SLURM ends it, or requeues it by itself
+    if not reason:
+        return code
+    found = scontrol.job(own_id())
+    if found.cancelled(now["restart"]):  # its tasks may be in a container, from where they can't ask
+        _mark_killed(folder)
+    if found.state != "RUNNING":  # SLURM ends it, or requeues it by itself
         return code
     cap = int(folder.read()["max_requeues"])
     if now["restart"] >= cap:
@@ -103,6 +112,12 @@ def main(run_dir: Path, code: int) -> int:
     print(f"requeue {now['restart'] + 1} of at most {cap}: {reason}", file=sys.stderr, flush=True)
     scontrol.call("scontrol", "requeue", own_id())
     return code
+
+
+def _mark_killed(folder: Folder) -> None:
+    from launch.job import mark_killed  # which imports this module
+
+    mark_killed(folder.run_dir)
 
 
 def _command_line(arguments: Sequence[str]) -> int:

@@ -1,16 +1,18 @@
 """How a task of a job ends, and what the batch shell makes of it; nothing is trained."""
 
 import json
+import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
-from launch import job, requeue
+from launch import job, preflight, requeue, scontrol
 from launch.options import Options
 from launch.snapshot import Folder
 from pipeline.config import load, to_yaml
-from pipeline.errors import WorldError
+from pipeline.errors import UsageError, WorldError
+from pipeline.track.journal import Journal
 
 
 @pytest.fixture
@@ -49,3 +51,39 @@ def test_nodes_that_do_not_come_together_are_no_end_for_good(folder: Folder, mon
     monkeypatch.setattr(job, "_run", apart)
     assert end(folder) == 2
     assert requeue.decide(folder, 137)[1].startswith("a task was killed")
+
+
+def stopped(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the training save and stop in a container, which has no SLURM."""
+
+    def missing(_: str) -> NoReturn:
+        raise UsageError("scontrol: [Errno 2] No such file or directory: 'scontrol'")
+
+    monkeypatch.setattr(preflight, "compare", lambda *_: None)
+    monkeypatch.setattr(job, "_agent", lambda *_: 75)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(scontrol, "job", missing)
+    with Journal(folder.run_dir) as journal:
+        journal.event("status", status="STOPPED", reason="signal SIGTERM")
+    job.Task(folder.run_dir)()
+
+
+def batch_shell(folder: Folder, monkeypatch: pytest.MonkeyPatch, state: str) -> list[tuple[str, ...]]:
+    """Run the batch shell's last step outside of the container; return what it asks of SLURM."""
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(scontrol, "job", lambda job_id: scontrol.Job(job_id, state))
+    monkeypatch.setattr(scontrol, "call", lambda *command: asked.append(command))
+    assert requeue.main(folder.run_dir, 0) == 75
+    return asked
+
+
+def test_a_stop_in_a_container_is_requeued(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped(folder, monkeypatch)
+    assert batch_shell(folder, monkeypatch, "RUNNING") == [("scontrol", "requeue", "7")]
+    assert requeue.history(folder)[0]["reason"] == "signal SIGTERM"
+
+
+def test_a_job_in_a_container_that_was_cancelled_is_killed(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped(folder, monkeypatch)
+    assert batch_shell(folder, monkeypatch, "COMPLETING") == []
+    assert job.last_words(folder.run_dir) == ("KILLED", "cancelled with scancel")
