@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from launch import preflight, requeue, scontrol
 from launch.options import Options
 from launch.snapshot import Folder
 from pipeline.config import load
-from pipeline.errors import PipelineError, Stopped, UsageError
+from pipeline.errors import PipelineError, Stopped, UsageError, WorldError
 from pipeline.track.identity import TAGS
 from pipeline.track.journal import JOURNAL, Journal, read
 from pipeline.track.lock import RunLock
@@ -37,9 +38,19 @@ class Task:
         except PipelineError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
             code = error.exit_code
+            # Else the batch shell sees no more than that the other tasks had to be killed, and requeues the job. Nodes that
+            # did not come together are no reason of their own: a task that something killed may be behind it.
+            if not isinstance(error, WorldError):
+                _note(Folder(self.run_dir), code, str(error))
         sys.stdout.flush()
         if code != Stopped.exit_code:
             sys.exit(code)
+
+
+def _note(folder: Folder, code: int, reason: str) -> None:
+    """Leave word of how it ended, if that can be written: a node that does not see the run directory can't."""
+    with suppress(PipelineError):
+        requeue.note(folder, code, reason)
 
 
 def _run(folder: Folder) -> int:
@@ -127,12 +138,26 @@ def _alone(arguments: list[str]) -> int:
 
 
 def _conclude(folder: Folder, code: int) -> None:
-    """Leave word for the batch script; a job that was cancelled, or stopped by hand, does not come back."""
+    """Leave word for the batch script; a job that was cancelled, or stopped by hand, does not come back.
+
+    Raises:
+        PipelineError: if that can't be written.
+    """
     status, reason = last_words(folder.run_dir)
-    if code == Stopped.exit_code and scontrol.job(requeue.own_id()).cancelled(requeue.attempt()["restart"]):
-        mark_killed(folder.run_dir)
     for_good = status == "KILLED" or (folder.run_dir / "STOP").exists()
     requeue.note(folder, 128 + signal.SIGINT if code == Stopped.exit_code and for_good else code, reason)
+    # After the word, as SLURM may be silent, or not be there at all: a container image has no scontrol.
+    if code == Stopped.exit_code and not for_good and _cancelled():
+        mark_killed(folder.run_dir)
+        requeue.note(folder, 128 + signal.SIGINT, reason)
+
+
+def _cancelled() -> bool:
+    """Return whether SLURM says, here, that the job was cancelled; else the batch shell finds out (`launch.requeue`)."""
+    try:
+        return scontrol.job(requeue.own_id()).cancelled(requeue.attempt()["restart"])
+    except UsageError:
+        return False
 
 
 def last_words(run_dir: Path) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from launch import scontrol
-from launch.snapshot import Folder
+from launch.snapshot import Folder, write_json
 from pipeline.errors import PipelineError, Stopped
 
 _OUTCOME = "outcome.json"
@@ -36,10 +36,12 @@ def own_id(env: Mapping[str, str] = os.environ) -> str:
 
 
 def note(folder: Folder, code: int, reason: str) -> None:
-    """Leave word of how the training ended, for the batch script: exit codes of tasks would kill their neighbours."""
-    text = json.dumps(attempt() | {"code": code, "reason": reason})
-    (folder.path / f".{_OUTCOME}").write_text(text, encoding="utf-8")
-    (folder.path / f".{_OUTCOME}").replace(folder.path / _OUTCOME)
+    """Leave word of how the training ended, for the batch script: exit codes of tasks would kill their neighbours.
+
+    Raises:
+        UsageError: if it can't be written.
+    """
+    write_json(folder.path / _OUTCOME, attempt() | {"code": code, "reason": reason})
 
 
 def append(folder: Folder, reason: str) -> None:
@@ -86,11 +88,20 @@ def decide(folder: Folder, code: int) -> tuple[int, str]:
 
 
 def main(run_dir: Path, code: int) -> int:
-    """Requeue this job if its training was stopped or killed and the cap allows it; return the job's exit code."""
+    """Requeue this job if its training was stopped or killed and the cap allows it; return the job's exit code.
+
+    Raises:
+        PipelineError: if SLURM does not answer, or what has to be known or written can't be.
+    """
     folder = Folder(of_this_job(run_dir))
     code, reason = decide(folder, code)
     now = attempt()
-    if not reason or scontrol.job(own_id()).state != "RUNNING":  # SLURM ends it, or requeues it by itself
+    if not reason:
+        return code
+    found = scontrol.job(own_id())
+    if found.cancelled(now["restart"]):  # its tasks may be in a container, from where they can't ask
+        _mark_killed(folder)
+    if found.state != "RUNNING":  # SLURM ends it, or requeues it by itself
         return code
     cap = int(folder.read()["max_requeues"])
     if now["restart"] >= cap:
@@ -101,6 +112,12 @@ def main(run_dir: Path, code: int) -> int:
     print(f"requeue {now['restart'] + 1} of at most {cap}: {reason}", file=sys.stderr, flush=True)
     scontrol.call("scontrol", "requeue", own_id())
     return code
+
+
+def _mark_killed(folder: Folder) -> None:
+    from launch.job import mark_killed  # which imports this module
+
+    mark_killed(folder.run_dir)
 
 
 def _command_line(arguments: Sequence[str]) -> int:
