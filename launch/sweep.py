@@ -26,6 +26,7 @@ import yaml
 from launch import agent, requeue, slurm, snapshot
 from launch.job import Task
 from launch.snapshot import Folder
+from pipeline import units
 from pipeline.config import Config, as_tree, digest, flat, load
 from pipeline.errors import ConfigError, Stopped, UsageError
 from pipeline.track.identity import TAGS, new_uid
@@ -335,6 +336,8 @@ def run_here(sweep: Sweep, jobs: int, nproc: int | None) -> dict[int, int]:
     Signals go on to the running members; those that were not started then count as stopped (75).
     """
     env = os.environ | {TAGS: json.dumps(snapshot.tags() | parent(sweep))}
+    # Each member would take all cores for itself, and those that run beside it are many times slower then.
+    env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // (jobs * agent.processes(nproc)))))
     children = Children()
 
     def one(index: int) -> int:
@@ -346,6 +349,8 @@ def run_here(sweep: Sweep, jobs: int, nproc: int | None) -> dict[int, int]:
         return children.run(command, sweep.folder / f"{index:03d}.log", env)
 
     wanted = unfinished(sweep)
+    logs = slurm.shown(sweep.folder / "NNN.log")
+    print(f"{units.count(len(wanted), 'member')}, {jobs} at a time; each prints into {logs}", file=sys.stderr, flush=True)
     with children.forwarding(), ThreadPoolExecutor(jobs) as pool:
         return dict(zip(wanted, pool.map(one, wanted), strict=True))
 

@@ -116,6 +116,8 @@ def _pool(runs: Sequence[RunData], measured: Sequence[Figures], groups: Sequence
             seeds = Counter(str(run.config[SEED]) for run, _ in whole if SEED in run.config)
             again = tuple(seed for seed, n in seeds.items() if n > 1)
             group = statistics.pool(name, [f.last[metric] for _, f in whole])
+            if again:  # runs that are no independent ones say nothing about the spread
+                group = replace(group, std=None, low=None, high=None)
             pooled.append(replace(group, left_out=left_out, again=again))
     return pooled
 
@@ -158,7 +160,11 @@ def check(report: Report, condition: Condition) -> None:
 
     for group in (*others, base):  # each, also those that the condition would not come to
         for figure in condition.names:
-            look(group, figure)
+            if math.isinf(look(group, figure)) and group == base and "baseline" in condition.text:
+                raise UsageError(
+                    f"--fail-if {condition.text!r}: the baseline {base} never reached the target, so that nothing can be "
+                    "worse; choose another --target or --baseline"
+                )
     try:
         bad = [group for group in others if condition.holds(partial(look, group), partial(look, base))]
     except ZeroDivisionError as error:

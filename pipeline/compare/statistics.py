@@ -16,8 +16,9 @@ CONFIDENCE = 0.95
 class Group:
     """Runs pooled; `low` and `high` bound the 95 % interval of the mean (Student's t).
 
-    They and `std` are None where n < 2 or a value is not finite. `left_out` names the runs of the group that did not
-    finish, which are not pooled; `again` the seeds that are there more than once, which are no independent runs.
+    They and `std` are None where n < 2, a value is not finite, or a seed is there more than once. `left_out` names the
+    runs of the group that did not finish, which are not pooled; `again` the seeds that are there more than once, which
+    are no independent runs.
     """
 
     name: str

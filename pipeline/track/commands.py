@@ -3,6 +3,7 @@
 Not here: work; imports are inside the commands, so that `--help` is quick.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,9 +77,9 @@ def ui(runs: tuple[str, ...], root: Path, uri: str | None, port: int | None) -> 
     from pipeline.track import ui as interface
     from pipeline.track.runs import list_runs
 
-    where = store(uri, root)
     there = list_runs(root) if runs else []
     ids = [_mlflow_id(text, there) for text in runs]
+    where = store(uri, root) if uri else _own_store(ids, there) or store(None, root)
 
     def page(base: str) -> str:
         return interface.link(base, interface.places(where, ids), ids)
@@ -87,6 +88,15 @@ def ui(runs: tuple[str, ...], root: Path, uri: str | None, port: int | None) -> 
         click.echo(page(redact(where)))
     else:
         interface.serve(where, page, lambda text: click.echo(f"{text}\n(ends with Ctrl-C)"), port)
+
+
+def _own_store(ids: Sequence[str], runs: "Sequence[RunInfo]") -> str | None:
+    """Return the store that all of these runs are in, as far as their directories tell."""
+    from pipeline.track.cursor import Cursor
+
+    cursors = [Cursor.load(run.run_dir) for run in runs if run.mlflow_run_id in ids]
+    stores = {cursor.uri for cursor in cursors if cursor is not None}
+    return stores.pop() if len(stores) == 1 else None
 
 
 def _mlflow_id(text: str, runs: "list[RunInfo]") -> str:
