@@ -77,6 +77,8 @@ def data(cfg: Config) -> Finding:
 def writable(place: Path) -> Finding:
     """Check that runs can be written."""
     above = existing(place)
+    if not above.is_dir():
+        return Finding("run directory", "failed", f"{above}: not a folder; choose another run.dir or run.root")
     if os.access(above, os.W_OK):
         return Finding("run directory", "ok", str(place))
     return Finding("run directory", "failed", f"{above}: not writable; choose another run.dir or run.root")
@@ -201,6 +203,7 @@ def compare(folder: Path, expected: int, patience_s: float = _GATHER_S) -> None:
         write_json(folder.parents[1] / _FAILED, sorted(bad))
         named = "; ".join(f"node {node}: {said}" for node, said in bad.items())
         raise UsageError(f"{named}; keep off with python -m launch resubmit --exclude-failed RUN_DIR")
+    (folder.parents[1] / _FAILED).unlink(missing_ok=True)  # of an earlier job, whose nodes may be fit again
 
 
 def problems(reports: Sequence[Mapping[str, Any]], now: float) -> dict[str, str]:

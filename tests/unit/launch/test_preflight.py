@@ -61,6 +61,17 @@ def test_unfit_nodes_are_named_and_kept(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"node d: has torch 2, not 1; node e: no data; node f: its clock is .* ahead"):
         preflight.compare(nodes, 6)
     assert preflight.failed_nodes(Folder(tmp_path)) == ["d", "e", "f"]
+    for node in ("d", "e", "f"):
+        (nodes / f"{node}.json").unlink()
+    preflight.compare(nodes, 3)
+    assert preflight.failed_nodes(Folder(tmp_path)) == []
+
+
+@pytest.mark.parametrize("below", ["", "runs"])
+def test_a_file_is_no_place_for_runs(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").touch()
+    found = preflight.writable(tmp_path / "file" / below)
+    assert found.state == "failed" and "file: not a folder" in found.said
 
 
 def test_a_node_that_does_not_see_the_run_directory(tmp_path: Path) -> None:
