@@ -78,3 +78,13 @@ def test_a_node_that_does_not_see_the_run_directory(tmp_path: Path) -> None:
     write(tmp_path, "a")
     with pytest.raises(UsageError, match=r"1 of 2 nodes do not see .* \(only a\)"):
         preflight.compare(tmp_path, 2, patience_s=0.2)
+
+
+@pytest.mark.parametrize(
+    ("clocks", "bad"),
+    [((0, 9), {"1": "ahead of"}), ((9, 9, 0), {"2": "behind"}), ((0, 4, 9), {"2": "ahead of"}), ((0, 4, 5), {})],
+)
+def test_clocks_that_differ(clocks: tuple[float, ...], bad: dict[str, str]) -> None:
+    reports = [{"node": str(n), "versions": {}, "failed": []} for n in range(len(clocks))]
+    found = preflight.problems(reports, clocks)
+    assert {node: said for node, said in bad.items() if said in found.get(node, "")} == bad and found.keys() == bad.keys()
