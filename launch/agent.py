@@ -74,16 +74,27 @@ def run(group: Group, arguments: Sequence[str]) -> int:
             return _REQUEUE
         except (RendezvousError, ConnectionError) as error:
             raise WorldError(
-                f"{group.endpoint or 'localhost'}: the nodes did not come together: {str(error).splitlines()[0]}; "
+                f"{group.endpoint or 'localhost'}: the nodes did not come together: {_said(error)}; "
                 "check that every node was started, with the same endpoint and number of nodes"
             ) from error
         return _outcome(worker.outcomes(Path(folder)))
 
 
+def _said(error: Exception) -> str:
+    """Return an error's first line; torch's RendezvousTimeoutError has none, for which its name has to do."""
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
 def _launch(group: Group, address: str | None, arguments: Sequence[str]) -> None:
-    """Run the workers; the first node at the endpoint's address is its host, and others on the same machine are not."""
+    """Run the workers; the first node at the endpoint's address is its host, and others on the same machine are not.
+
+    Raises:
+        ConnectionError: if the host does not answer within the time to join.
+    """
     here = group.max_nodes > 1 and group.is_host is None and network.is_here(group.endpoint)
     for is_host in (True, False) if here else (bool(group.is_host),):
+        if group.max_nodes > 1 and not is_host:  # torch waits for it too, but in C++, where no signal is acted on
+            network.await_answer(group.endpoint, group.join_timeout_s)
         try:
             elastic_launch(_config(group, address, is_host), sys.executable)("-u", "-P", "-m", "launch.worker", *arguments)
         except RendezvousConnectionError:
@@ -94,7 +105,7 @@ def _launch(group: Group, address: str | None, arguments: Sequence[str]) -> None
 
 
 def _config(group: Group, address: str | None, is_host: bool) -> LaunchConfig:
-    configs: dict[str, object] = {"timeout": group.join_timeout_s}
+    configs: dict[str, object] = {"join_timeout": group.join_timeout_s}
     if group.max_nodes > 1:  # torch would compare host names, which several addresses may have
         configs["is_host"] = is_host
     return LaunchConfig(
@@ -131,7 +142,7 @@ def _environment(group: Group, folder: Path) -> Iterator[str | None]:
     # Else the workers of a restart share a store with those before them, and find the addresses of the dead in it.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // group.nproc)))
-    os.environ[worker.FOLDER] = str(folder)
+    os.environ[worker.FOLDER], os.environ[worker.AGENT] = str(folder), str(os.getpid())
     tags = json.loads(os.environ.get(TAGS, "{}"))
     os.environ[TAGS] = json.dumps({"command": shlex.join(typed(sys.argv))} | tags)  # a job knows what submitted it
     # The workers import what this process does, wherever they are started; `-P` keeps the working directory out.
@@ -142,6 +153,7 @@ def _environment(group: Group, folder: Path) -> Iterator[str | None]:
         yield address
     finally:
         os.environ.pop(worker.FOLDER)
+        os.environ.pop(worker.AGENT)
         os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
 
 
@@ -159,8 +171,8 @@ def _signals(folder: Path) -> Iterator[list[int]]:
         for pid in workers:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
-        if not workers:  # still waiting for the other nodes: there is nothing to save
-            raise SignalException("stopped before the workers were started", signal.Signals(number))
+        if not workers and not worker.outcomes(folder):  # waiting for the other nodes, at first or again: nothing to save
+            raise SignalException("stopped while there were no workers", signal.Signals(number))
 
     for number in SIGNALS:
         signal.signal(number, forward)

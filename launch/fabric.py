@@ -8,6 +8,7 @@ import socket
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,26 +42,37 @@ def _report(cfg: Config, world: World) -> dict[str, Any]:
     """Return what this process's node is like; a collective."""
     place = preflight.existing(cfg.run.dir or cfg.run.root)
     mark = place / world.from_main(f".preflight-{new_uid()}")
-    world.together(lambda: mark.touch() if world.is_main else None)
+    refused = world.from_main(_leave(mark) if world.is_main else "")
     seen = mark.exists()
     world.barrier()  # also the moment at which the clocks are compared
     now = time.time()
     if world.is_main:
-        mark.unlink()
+        mark.unlink(missing_ok=True)
     failed = preflight.unfit(cfg)
-    if not seen:
+    if refused:
+        failed.append(refused)
+    elif not seen:
         failed.append(f"does not see {place} as the first node does; choose a run.root on a shared file system")
     node = os.environ.get("SLURMD_NODENAME", socket.gethostname())
     return {"node": node, "local_rank": world.local_rank, "time": now, "versions": versions(), "failed": failed}
 
 
+def _leave(mark: Path) -> str:
+    """Leave a mark for the other nodes; return why that can't be done, or nothing."""
+    try:
+        mark.touch()
+    except OSError as error:
+        return f"{mark.parent}: can't write there: {error.strerror}; choose another run.dir or run.root"
+    return ""
+
+
 def judge(reports: Sequence[Mapping[str, Any]]) -> list[Finding]:
     """Compare the nodes: a finding for each that is unfit, or one that says that they agree."""
-    middle = statistics.median(one["time"] for one in reports)
-    bad = preflight.problems(reports, middle)
+    clocks = [one["time"] for one in reports]
+    bad = preflight.problems(reports, clocks)
     if bad:
         return [Finding(f"node {node}", "failed", said) for node, said in bad.items()]
-    apart = max(abs(one["time"] - middle) for one in reports)
+    apart = max(clocks) - min(clocks)
     names = ", ".join(one["node"] for one in reports)
     said = f"{count(len(reports), 'node')} ({names}): the same versions, data and run directory; clocks within {apart:.1f} s"
     return [Finding("nodes", "ok", said)]

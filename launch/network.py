@@ -6,10 +6,12 @@ Not here: who meets where (`launch.job`, `launch.agent`).
 import fcntl
 import socket
 import struct
+import time
 
 from pipeline.errors import UsageError
 
 _SIOCGIFADDR = 0x8915  # Source: linux/sockios.h
+_CONNECT_S, _POLL_S = 2.0, 0.2
 
 
 def split(endpoint: str) -> tuple[str, int]:
@@ -41,6 +43,23 @@ def own_address(endpoint: str) -> str:
             f"{endpoint}: this node ({socket.gethostname()}) can't reach {host}: {error.strerror}; "
             "give an address or a name that every node resolves"
         ) from error
+
+
+def await_answer(endpoint: str, patience_s: float) -> None:
+    """Wait until something listens at `HOST:PORT`; nothing is sent. A signal's handler may raise out of it.
+
+    Raises:
+        ConnectionError: if nothing does within the time.
+    """
+    place, deadline = split(endpoint), time.monotonic() + patience_s
+    while True:
+        try:
+            socket.create_connection(place, timeout=_CONNECT_S).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise ConnectionError(f"no answer within {patience_s:g} s ({error.strerror or error})") from error
+        time.sleep(_POLL_S)
 
 
 def is_here(endpoint: str) -> bool:

@@ -77,6 +77,8 @@ def data(cfg: Config) -> Finding:
 def writable(place: Path) -> Finding:
     """Check that runs can be written."""
     above = existing(place)
+    if not above.is_dir():
+        return Finding("run directory", "failed", f"{above}: not a folder; choose another run.dir or run.root")
     if os.access(above, os.W_OK):
         return Finding("run directory", "ok", str(place))
     return Finding("run directory", "failed", f"{above}: not writable; choose another run.dir or run.root")
@@ -174,8 +176,8 @@ def report(cfg: Config, folder: Path) -> None:
         UsageError: if this node does not see the run directory.
     """
     node = os.environ.get("SLURMD_NODENAME", socket.gethostname())
-    about = {"node": node, "time": time.time(), "versions": versions(), "failed": unfit(cfg)}
-    write_json(folder / f"{node}.json", about)
+    about = {"node": node, "versions": versions(), "failed": unfit(cfg)}
+    write_json(folder / f"{node}.json", about | {"time": time.time()})  # `compare` sets it against the file's own time
 
 
 def unfit(cfg: Config) -> list[str]:
@@ -189,11 +191,13 @@ def compare(folder: Path, expected: int, patience_s: float = _GATHER_S) -> None:
     Raises:
         UsageError: naming the nodes that are missing, see no data, or have other versions or another time.
     """
-    started, deadline = time.time(), time.monotonic() + patience_s
+    deadline = time.monotonic() + patience_s
     while len(list(folder.glob("*.json"))) < expected and time.monotonic() < deadline:
         time.sleep(0.1)
-    reports = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
-    bad = problems(reports, max(time.time(), started))
+    paths = sorted(folder.glob("*.json"))
+    reports = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    # Nodes start at different times; the file server's clock dates all their files, so the differences from it compare.
+    bad = problems(reports, [one["time"] - path.stat().st_mtime for one, path in zip(reports, paths, strict=True)])
     if len(reports) < expected:
         there = ", ".join(one["node"] for one in reports)
         raise UsageError(f"{expected - len(reports)} of {expected} nodes do not see {folder} (only {there}); is it shared?")
@@ -201,23 +205,31 @@ def compare(folder: Path, expected: int, patience_s: float = _GATHER_S) -> None:
         write_json(folder.parents[1] / _FAILED, sorted(bad))
         named = "; ".join(f"node {node}: {said}" for node, said in bad.items())
         raise UsageError(f"{named}; keep off with python -m launch resubmit --exclude-failed RUN_DIR")
+    (folder.parents[1] / _FAILED).unlink(missing_ok=True)  # of an earlier job, whose nodes may be fit again
 
 
-def problems(reports: Sequence[Mapping[str, Any]], now: float) -> dict[str, str]:
-    """Return what is wrong with which node; the versions that most nodes have are right."""
+def problems(reports: Sequence[Mapping[str, Any]], clocks: Sequence[float]) -> dict[str, str]:
+    """Return what is wrong with which node, if their clocks show `clocks` at one moment; what most nodes have is right."""
     bad = {}
     kinds = [json.dumps(one["versions"], sort_keys=True) for one in reports]
     usual = max(kinds, key=kinds.count, default="")
-    for one, kind in zip(reports, kinds, strict=True):
+    right = _usual(clocks)
+    for one, kind, clock in zip(reports, kinds, clocks, strict=True):
         if one["failed"]:
             bad[one["node"]] = "; ".join(one["failed"])
         elif kind != usual:
             theirs, ours = json.loads(kind), json.loads(usual)
             other = [f"{name} {theirs.get(name)}, not {ours[name]}" for name in ours if theirs.get(name) != ours[name]]
             bad[one["node"]] = f"has {', '.join(other)}"
-        elif one["time"] > now + _CLOCKS_S:
-            bad[one["node"]] = f"its clock is {seconds(one['time'] - now)} ahead"
+        elif not right <= clock <= right + _CLOCKS_S:
+            way = "ahead of" if clock > right else "behind"
+            bad[one["node"]] = f"its clock is {seconds(abs(clock - right))} {way} the others'"
     return bad
+
+
+def _usual(clocks: Sequence[float]) -> float:
+    """Return the earliest of the largest group of clocks that agree; of equally large ones, that of the earlier group."""
+    return max(sorted(clocks), key=lambda one: sum(one <= other <= one + _CLOCKS_S for other in clocks), default=0.0)
 
 
 def failed_nodes(folder: Folder) -> list[str]:

@@ -5,6 +5,7 @@ are noted in a folder that the agent's process reads, and become exit code 0. No
 agents of other nodes have seen their workers end, and a restart would wait for them in vain. Not here: training.
 """
 
+import ctypes
 import os
 import signal
 import sys
@@ -13,15 +14,25 @@ from pathlib import Path
 
 from pipeline.errors import Stopped, UsageError
 
-FOLDER = "LAUNCH_FOLDER"
+FOLDER, AGENT = "LAUNCH_FOLDER", "LAUNCH_AGENT"
 _FOR_GOOD = (0, UsageError.exit_code, Stopped.exit_code)
 _STOP, _PID, _EXIT = "stop", "pid.", "exit."
+_PR_SET_PDEATHSIG = 1  # Source: linux/prctl.h
 
 
 def ask_to_stop(folder: Path) -> list[int]:
     """Leave word for workers still to come, and return the process ids of those that are there."""
     (folder / _STOP).touch()
-    return [int(path.read_text()) for path in folder.glob(f"{_PID}*")]
+    return [pid for path in folder.glob(f"{_PID}*") if _is_child(pid := int(path.read_text()))]
+
+
+def _is_child(pid: int) -> bool:
+    """Return whether a process lives and is this one's: files of the dead stay, and their ids may be used again."""
+    try:
+        state, parent = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[:2]
+    except OSError:
+        return False
+    return int(parent) == os.getpid() and state != "Z"
 
 
 def outcomes(folder: Path) -> list[int]:
@@ -37,6 +48,8 @@ def rank_mark(rank: int | str) -> str:
 def main(arguments: Sequence[str]) -> int:
     """Train; return the exit code for the agent."""
     folder, rank = Path(os.environ[FOLDER]), os.environ["LOCAL_RANK"]
+    _die_with(int(os.environ[AGENT]))
+    (folder / f"{_EXIT}{rank}").unlink(missing_ok=True)  # of the worker before, if only others failed then
     _write(folder / f"{_PID}{rank}", os.getpid())
     if beside := os.environ.get("TORCHELASTIC_ERROR_FILE"):  # where this process's log is too
         Path(beside).with_name(rank_mark(os.environ["RANK"])).touch()
@@ -46,6 +59,17 @@ def main(arguments: Sequence[str]) -> int:
         return code
     _write(folder / f"{_EXIT}{rank}", code)
     return 0
+
+
+def _die_with(agent: int) -> None:
+    """Have this process killed when its agent is: nobody would restart it, stop it or hear how it ended.
+
+    It is not asked to save and stop (SIGTERM): all ranks would agree to that, where the other nodes are to go on without
+    this one. They notice at once, as they notice any killed worker, and the last checkpoint counts. Source: prctl(2).
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != agent:  # it was gone before
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def train(arguments: Sequence[str]) -> int:

@@ -23,7 +23,9 @@ def test_all_nodes_are_checked_and_the_exchange_is_measured(digits: Path, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_node_without_data_is_named(tmp_path: Path) -> None:
-    code, rows, _ = preflight(f"data.root={tmp_path}", f"run.root={tmp_path / 'runs'}")
+def test_a_node_without_data_and_a_place_for_runs_is_named(tmp_path: Path) -> None:
+    code, rows, said = preflight(f"data.root={tmp_path}", "run.root=/proc/self")
+    assert "launch/fabric.py" not in said and "Signal 6" not in said, said
     (node,) = [row for row in rows if row["check"].startswith("node ")]
     assert code == 1 and node["state"] == "failed" and "no train and no val folder" in node["said"]
+    assert "can't write there" in node["said"]

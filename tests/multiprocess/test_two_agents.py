@@ -9,10 +9,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 SHORT = ("train.epochs=20st", "schedule.warmup=5st", "train.checkpoint_every=10st", "eval.every=20st", "dist.timeout_s=60")
@@ -52,12 +54,13 @@ class Nodes:
 
 
 @pytest.fixture
-def nodes(trainer: Any, tmp_path: Path) -> Iterator[Nodes]:
+def nodes(trainer: Any, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Nodes]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         endpoint = f"127.0.0.1:{probe.getsockname()[1]}"
     run_dir = tmp_path / "run"
-    command = trainer.command(*SHORT, f"run.dir={run_dir}", "launch.max_restarts=2", "track.model=true")
+    more = getattr(request, "param", ())
+    command = trainer.command(*SHORT, f"run.dir={run_dir}", "launch.max_restarts=2", "track.model=true", *more)
     training = command[command.index("train") + 1 :]
     how = ["--nnodes=2", "--nproc-per-node=2", f"--rdzv-endpoint={endpoint}"]
     found = Nodes([sys.executable, "-m", "launch", "torchrun", *training, *how], run_dir)
@@ -86,3 +89,37 @@ def test_rank_0_killed_while_it_writes_the_results_comes_back(nodes: Nodes) -> N
     assert codes == [0, 0], said
     statuses = [line["status"] for line in map(json.loads, nodes.journal().splitlines()) if line["kind"] == "status"]
     assert statuses[-1] == "FINISHED"
+
+
+def listens(agent: subprocess.Popen[str]) -> bool:
+    return any(one.status == psutil.CONN_LISTEN for one in psutil.Process(agent.pid).net_connections())
+
+
+def workers(agent: subprocess.Popen[str]) -> list[psutil.Process]:
+    return [one for one in psutil.Process(agent.pid).children() if alive(one)]
+
+
+def alive(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def until(met: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + 60
+    while not met():
+        assert time.monotonic() < end, what
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("nodes", [["train.epochs=100000st"]], indirect=True)
+def test_a_killed_agent_takes_its_workers_along_and_the_other_one_can_be_stopped(nodes: Nodes) -> None:
+    nodes.until(lambda: '"metrics"' in nodes.journal())
+    left, gone = sorted(nodes.agents, key=lambda agent: not listens(agent))  # the node with the endpoint must stay
+    theirs = workers(gone)
+    assert len(theirs) == len(workers(left)) == 2
+    gone.kill()
+    until(lambda: not any(map(alive, theirs)), "the killed agent's workers train on")
+    until(lambda: not workers(left), "the other node's workers did not notice")
+    left.send_signal(signal.SIGTERM)  # it waits for the other node again
+    assert left.wait(timeout=60) == 75

@@ -61,9 +61,30 @@ def test_unfit_nodes_are_named_and_kept(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"node d: has torch 2, not 1; node e: no data; node f: its clock is .* ahead"):
         preflight.compare(nodes, 6)
     assert preflight.failed_nodes(Folder(tmp_path)) == ["d", "e", "f"]
+    for node in ("d", "e", "f"):
+        (nodes / f"{node}.json").unlink()
+    preflight.compare(nodes, 3)
+    assert preflight.failed_nodes(Folder(tmp_path)) == []
+
+
+@pytest.mark.parametrize("below", ["", "runs"])
+def test_a_file_is_no_place_for_runs(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").touch()
+    found = preflight.writable(tmp_path / "file" / below)
+    assert found.state == "failed" and "file: not a folder" in found.said
 
 
 def test_a_node_that_does_not_see_the_run_directory(tmp_path: Path) -> None:
     write(tmp_path, "a")
     with pytest.raises(UsageError, match=r"1 of 2 nodes do not see .* \(only a\)"):
         preflight.compare(tmp_path, 2, patience_s=0.2)
+
+
+@pytest.mark.parametrize(
+    ("clocks", "bad"),
+    [((0, 9), {"1": "ahead of"}), ((9, 9, 0), {"2": "behind"}), ((0, 4, 9), {"2": "ahead of"}), ((0, 4, 5), {})],
+)
+def test_clocks_that_differ(clocks: tuple[float, ...], bad: dict[str, str]) -> None:
+    reports = [{"node": str(n), "versions": {}, "failed": []} for n in range(len(clocks))]
+    found = preflight.problems(reports, clocks)
+    assert {node: said for node, said in bad.items() if said in found.get(node, "")} == bad and found.keys() == bad.keys()
