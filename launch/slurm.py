@@ -261,7 +261,7 @@ def parameters(request: Request, folder: Folder) -> dict[str, Any]:
 
 def _setup(options: Options, folder: Folder) -> list[str]:
     return [
-        "trap : TERM USR1 USR2  # they are for the tasks, and must not end this shell before it has told what became of them",
+        "trap : USR1 USR2  # they are for the tasks, and must not end this shell",
         f"export PYTHONPATH={shlex.quote(str(folder.code))} PYTHONSAFEPATH=1  # the snapshot, not the working directory",
         *options.setup,
     ]

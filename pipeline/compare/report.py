@@ -160,11 +160,8 @@ def check(report: Report, condition: Condition) -> None:
 
     for group in (*others, base):  # each, also those that the condition would not come to
         for figure in condition.names:
-            if math.isinf(look(group, figure)) and group == base and "baseline" in condition.text:
-                raise UsageError(
-                    f"--fail-if {condition.text!r}: the baseline {base} never reached the target, so that nothing can be "
-                    "worse; choose another --target or --baseline"
-                )
+            look(group, figure)
+    _check_baseline(condition, base, [look(base, figure) for figure in condition.names])
     try:
         bad = [group for group in others if condition.holds(partial(look, group), partial(look, base))]
     except ZeroDivisionError as error:
@@ -186,6 +183,15 @@ def _check_fit(report: Report, condition: Condition) -> None:
         raise UsageError(f"--fail-if {condition.text!r}: needs --target, the value of {report.wanted.metric} to reach")
     if unfinished := [_left_out(r, f) for r, f in zip(report.runs, report.figures, strict=True) if r.status != _FINISHED]:
         raise UsageError(f"--fail-if {condition.text!r}: not finished, which is no pass: {', '.join(unfinished)}")
+
+
+def _check_baseline(condition: Condition, name: str, figures: Sequence[float]) -> None:
+    """Refuse a baseline that nothing can be worse than."""
+    if "baseline" in condition.text and any(map(math.isinf, figures)):
+        raise UsageError(
+            f"--fail-if {condition.text!r}: the baseline {name} never reached the target, so that nothing can be worse; "
+            "choose another --target or --baseline"
+        )
 
 
 def _known(report: Report) -> str:
