@@ -116,8 +116,16 @@ def test_runs_that_did_not_finish_are_left_out_of_groups_and_never_pass(six, wri
 
 def test_a_seed_that_is_there_twice_is_no_second_run(six, write):
     again = read_journal(write("again", [0.5, 0.81], config={"seed": 0, "optim.lr": 0.2}))
-    (claim,) = make([*six, again], Wanted()).claims
+    found = make([*six, again], Wanted())
+    (claim,) = found.claims
     assert claim.verdict == "no claim: optim.lr=0.2 has seed 0 more than once; run it with other seeds"
+    assert [group.low for group in found.pooled if group.again] == [None]
+
+
+def test_nothing_is_worse_than_a_baseline_that_never_arrived(six):
+    found = make(six, Wanted(target=0.75))
+    with pytest.raises(UsageError, match=r"the baseline optim.lr=0.1 never reached the target"):
+        report.check(found, condition.parse("target:seconds > 1.2 * baseline"))
 
 
 def test_a_condition_about_a_target_needs_one_and_every_figure_is_looked_up(six):

@@ -24,7 +24,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
     found = Folder(tmp_path / "run")
     found.path.mkdir(parents=True)
     options = Options(nodes=2, nproc_per_node=1).model_dump(mode="json")
-    found.write({"options": options, "max_requeues": 50, "max_restarts": 1, "tags": {}})
+    found.write({"job": "7", "options": options, "max_requeues": 50, "max_restarts": 1, "tags": {}})
     cfg = load(None, [f"data.root={tmp_path}", f"run.dir={tmp_path / 'run'}", "data.executor=synthetic"])
     found.config.write_text(to_yaml(cfg), encoding="utf-8")
     (found.path / "nodes" / "7-0").mkdir(parents=True)

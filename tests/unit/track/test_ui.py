@@ -10,8 +10,10 @@ from urllib.parse import parse_qs, unquote
 import pytest
 
 from pipeline.errors import UsageError
-from pipeline.track import ui
+from pipeline.track import commands, ui
+from pipeline.track.cursor import Cursor
 from pipeline.track.journal import Journal
+from pipeline.track.runs import list_runs
 from pipeline.track.shipper import sync
 
 
@@ -55,3 +57,14 @@ def test_what_cant_be_opened(tmp_path, uri):
         ui.serve(uri, str, print, other.getsockname()[1])
     with pytest.raises(UsageError, match="check the address"):
         ui.places(uri, ["nobody"])
+
+
+def test_runs_are_opened_in_the_store_that_they_are_in(tmp_path, begin):
+    for name, server, run_id in (("a", "http://one", "r1"), ("b", "http://one", "r2"), ("c", "http://two", "r3")):
+        (tmp_path / name).mkdir()
+        with Journal(tmp_path / name) as journal:
+            begin(journal, uid=name)
+        Cursor(server, "e", run_id).save(tmp_path / name)
+    runs = list_runs(tmp_path)
+    assert commands._own_store(["r1", "r2"], runs) == "http://one"
+    assert commands._own_store(["r1", "r3"], runs) is None and commands._own_store([], runs) is None
