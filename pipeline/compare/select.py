@@ -95,16 +95,15 @@ def _experiment(run: RunInfo) -> str:
 def _meant(text: str, place: Place) -> list[RunData]:
     directory = Path(text)
     a_path = "/" in text or text.startswith(".")
-    is_folder = place.source != "mlflow" and text != "" and _is_folder(directory)
+    is_folder = text != "" and _is_folder(directory)
     if is_folder and (a_path or (directory / JOURNAL).is_file()):
-        return _below(directory)
+        return _below(directory) if place.source != "mlflow" else _shipped(directory, place)
     here = [run for run in place.journals if run.uid and _matches(run, text)]
     if here:
         return [read_journal(run.run_dir) for run in here]
     # What happens to be called like a run hides it only if there are runs in it.
-    below = [read_journal(run.run_dir) for run in list_runs(directory) if run.uid] if is_folder else []
-    if below:
-        return below
+    if is_folder and any(run.uid for run in list_runs(directory)):
+        return _below(directory) if place.source != "mlflow" else _shipped(directory, place)
     there = place.store.find(text) if place.store else []
     if there:
         return there
@@ -125,6 +124,15 @@ def _below(directory: Path) -> list[RunData]:
     found = [read_journal(run.run_dir) for run in list_runs(directory) if run.uid]
     if not found:
         raise UsageError(f"{directory}: holds no run; give a run directory, or a folder of them")
+    return found
+
+
+def _shipped(directory: Path, place: Place) -> list[RunData]:
+    """Return what MLflow has of the runs in a directory."""
+    ids = [run.uid for run in list_runs(directory) if run.uid]
+    found = [run for uid in ids for run in (place.store.find(uid) if place.store else [])]
+    if not found:
+        raise UsageError(f"{directory}: none of its runs is {_looked(place)}; python -m pipeline sync RUN_DIR brings them")
     return found
 
 

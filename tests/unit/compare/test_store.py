@@ -76,3 +76,15 @@ def test_a_store_that_somebody_names_has_to_be_there(write, tmp_path):
             find(["nobody"], Place(tmp_path / "runs", uri, source=source))
     with pytest.raises(UsageError, match="nobody: no such run in .*runs; there are one"):
         find(["nobody"], Place(tmp_path / "runs"))
+
+
+def test_directories_mean_their_runs_in_mlflow_too(write, tmp_path, uri):
+    for name in ("here", "later"):
+        write(name, [0.4, 0.6])
+    sync(tmp_path / "runs" / "here", uri, "tests")
+    place = Place(tmp_path / "runs", uri, source="mlflow")
+    for text in (tmp_path / "runs" / "here", tmp_path / "runs"):
+        (run,) = find([str(text)], place)
+        assert run.source == uri or uri in run.source
+    with pytest.raises(UsageError, match=r"later: none of its runs is in .*pipeline sync"):
+        find([str(tmp_path / "runs" / "later")], place)
