@@ -58,7 +58,8 @@ class Index:
 
     def paths(self, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return uint8[B, L]: the encoded absolute paths of samples `ids` (int64[B]), padded with NUL."""
-        paths = [os.fsencode(self.folder) + b"/" + self.encoded_name(int(i)) for i in ids]
+        folder = os.fsencode(self.folder)
+        paths = [os.path.join(folder, self.encoded_name(int(i))) for i in ids]  # noqa: PTH118 - names in lists may be absolute
         return np.array(paths, np.bytes_).view(np.uint8).reshape(len(paths), -1)
 
     def source(self, sample: int) -> image.Source:

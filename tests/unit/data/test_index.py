@@ -168,6 +168,13 @@ def test_a_csv_file_lists_images_anywhere(small: Path, tmp_path: Path) -> None:
     assert open_index(small, "train", tmp_path / "cache").classes == ("cat",)
 
 
+def test_absolute_paths_of_a_list_reach_dali_as_they_are(small: Path, tmp_path: Path) -> None:
+    place = small / "train" / "cat" / "0.jpg"
+    (tmp_path / "train.csv").write_text(f"path,label\n{place},cat\n")
+    found = open_index(tmp_path, "train", tmp_path / "cache")
+    assert bytes(found.paths(np.array([0]))[0]).rstrip(b"\0") == os.fsencode(place)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
