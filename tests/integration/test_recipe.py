@@ -87,4 +87,4 @@ def test_fine_tuning_keeps_what_is_frozen_and_makes_a_new_head(trainer: Any, tmp
 def test_a_world_that_cannot_share_the_batch_is_told_once_before_data_is_opened(trainer: Any) -> None:
     output = trainer.run("batch.global=24", "batch.micro=24", "data.root=/nowhere", world=2, expect=1)
     (error,) = [line for line in output.splitlines() if line.startswith("error: ")]
-    assert "batch.global: 1 micro-batches (24 / 24) can't be shared by 2 processes" in error
+    assert "batch.global: 1 micro-batch (24 / 24) can't be shared by 2 processes" in error

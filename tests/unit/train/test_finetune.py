@@ -18,7 +18,7 @@ CASES = {
     "resize.start=8 resize.begin=20ep resize.end=10ep": r"resize.end: the ramp ends \(10ep\) before it begins \(20ep\)",
     "resize.start=300": "resize.start: 300 pixels is above data.resolution",
     "resize.start=8 resize.begin=95ep resize.end=96ep": "resize.begin: 95ep is after the end of the training",
-    "batch.global=24 batch.micro=24": "batch.global: 1 micro-batches .* can't be shared by 2 processes",
+    "batch.global=24 batch.micro=24": "batch.global: 1 micro-batch .* can't be shared by 2 processes",
     "optim.name=lmb": "optim.name: must be .* did you mean lamb?",
     "augment.policy=randaug": "augment.policy: .* did you mean randaugment?",
     "schedule.name=steps": "schedule.name: .* did you mean step?",
