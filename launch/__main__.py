@@ -4,7 +4,7 @@ Not here: training itself; every launcher ends in `python -m pipeline train`.
 """
 
 import sys
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
@@ -64,15 +64,10 @@ def main() -> None:
         sys.exit(130)
 
 
-def end(code: int) -> NoReturn:
-    """Exit; without the usual farewell from a process group that an error left open (`world.leave`)."""
-    if world := sys.modules.get("pipeline.world"):
-        world.leave(code)
-    sys.exit(code)
-
-
 if __name__ == "__main__":
     try:
         main()
     except SystemExit as error:
+        from pipeline.__main__ import end
+
         end(int(error.code or 0))
