@@ -336,7 +336,7 @@ def run_here(sweep: Sweep, jobs: int, nproc: int | None) -> dict[int, int]:
     Signals go on to the running members; those that were not started then count as stopped (75).
     """
     env = os.environ | {TAGS: json.dumps(snapshot.tags() | parent(sweep))}
-    # Each member would take all cores for itself, and those that run beside it are many times slower then.
+    # Each member would take all cores for itself.
     env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // (jobs * agent.processes(nproc)))))
     children = Children()
 
