@@ -33,14 +33,24 @@ def index(root: Path, cache: Path | None, json_to: str | None) -> None:
     takes long. An interrupted index goes on where it was.
     """
     from pipeline.data.index import build
+    from pipeline.data.pack import first_bad
 
     rows = []
     for split in ("train", "val"):
         found = build(root, split, cache)
         row = {"folder": str(found.folder), "images": len(found), "classes": len(found.classes), "bad": len(found.bad)}
-        rows.append(row)
-    line = "{images:>9,} images   {classes:>5} classes   {bad:>5} unreadable   {folder}"
-    emit(rows, json_to, lambda: "\n".join(line.format(**row) for row in rows))
+        rows.append(row | {"first_bad": first_bad(found)})
+    emit(rows, json_to, lambda: _listed("{images:>9,} images   {classes:>5} classes   {bad:>5} unreadable   {folder}", rows))
+
+
+def _listed(line: str, rows: list[dict[str, Any]]) -> str:
+    """Return a line for each row, and below it its first bad images."""
+    lines = []
+    for row in rows:
+        more = row["bad"] - len(row["first_bad"])
+        rest = [f"and {more:,} more; `python -m pipeline data verify` lists all"] if more else []
+        lines += [line.format(**row), *(" " * 11 + bad for bad in [*row["first_bad"], *rest])]
+    return "\n".join(lines)
 
 
 @click.command("verify")
@@ -100,28 +110,29 @@ def _verified(report: "Report") -> str:
 @click.option("--max-side", type=click.IntRange(1), help="Reduce larger images to a longer side of this many pixels.")
 @click.option("--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="JPEG quality of reduced images.")
 @click.option("--shard-images", type=click.IntRange(1), default=4096, show_default=True, help="Images of each tar.")
-@click.option("--check", is_flag=True, help="Compare every sample of the pack ROOT with its checksum instead.")
+@click.option("--quarantine", type=_FILE, help="Leave out the images in this list, as `data verify --quarantine` writes it.")
+@click.option("--check", is_flag=True, help="Compare every sample of the pack (OUT, or ROOT alone) with its checksum instead.")
 @json_option
 def pack(root: Path, out: Path | None, **options: Any) -> None:
     """Write the images in ROOT as tar shards into OUT, in the WebDataset layout, with an index; train with data.root=OUT.
 
-    Each image keeps its bytes unless it is to be reduced. The same command goes on after an interruption; the same
-    images give the same bytes.
+    Each image keeps its bytes unless it is to be reduced; one that is to be reduced and is damaged is left out. The same
+    command goes on after an interruption; the same images give the same bytes.
     """
     from pipeline.data.pack import Settings
     from pipeline.data.pack import check as compare
     from pipeline.data.pack import pack as write
 
     if options["check"]:
-        found = compare(root, options["threads"])
+        found = compare(out or root, options["threads"])
         emit(found, options["json_to"], lambda: "{folder}: {images:,} images in {shards:,} shards are whole".format(**found))
         return
     if out is None:
         raise click.UsageError("Missing argument 'OUT'.")
-    settings = Settings(**{key: options[key] for key in ("short_side", "max_side", "quality", "shard_images")})
+    settings = Settings(**{key: options[key] for key in ("short_side", "max_side", "quality", "shard_images", "quarantine")})
     rows = write(root, out, settings, options["cache"], options["threads"])
-    line = "{images:>9,} images   {bad:>5} unreadable   {shards:>5} shards   {bytes:>15,} bytes   {folder}"
-    emit(rows, options["json_to"], lambda: "\n".join(line.format(**row) for row in rows))
+    line = "{images:>9,} images   {bad:>5} left out   {shards:>5} shards   {bytes:>15,} bytes   {folder}"
+    emit(rows, options["json_to"], lambda: _listed(line, rows))
 
 
 @click.command("stage")

@@ -3,11 +3,8 @@
 Not here: what is in a split (`index`), and batches of it (`loader`).
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-
-from tqdm import tqdm
 
 from pipeline.config import Config
 from pipeline.data import sources, synthetic
@@ -15,7 +12,6 @@ from pipeline.data.index import Index, open_index
 from pipeline.data.quarantine import Quarantine
 from pipeline.data.scan import some
 from pipeline.errors import DataError
-from pipeline.units import count
 from pipeline.world import World
 
 _LAYOUT = "set it to a folder with train/<class>/* and val/<class>/*"
@@ -31,14 +27,16 @@ class Dataset:
     bad_train: Quarantine
     bad_val: Quarantine
 
-    def remember_bad(self, file: Path) -> None:
+    def remember_bad(self, file: Path, world: World) -> None:
         """Take over the bad images that an earlier start of a run met, and keep those met from now on in its file.
 
         Raises:
-            DataError: if the file can't be read.
+            DataError: if the file can't be read, or, on rank 0, not be written.
         """
-        self.bad_train.attach(file)
-        self.bad_val.attach(file)
+        for bad in (self.bad_train, self.bad_val):
+            bad.attach(file)
+            if world.is_main:
+                bad.note_unreadable()
 
     def bad_images(self) -> int:
         """Return how many images of both splits are known to be bad, to any rank of the run."""
@@ -58,20 +56,10 @@ def open_dataset(cfg: Config, world: World) -> Dataset:
         return _dataset(train, val, cfg)
     root = world.together(lambda: _stage(cfg))
     dataset = world.main_first(lambda: _open(root, cfg))
-    if world.rank == 0:
-        _warn_of_unknown(dataset, cfg)
+    if world.is_main and data.quarantine:
+        dataset.bad_train.warn_of_unknown(data.quarantine)
+        dataset.bad_val.warn_of_unknown(data.quarantine)
     return dataset
-
-
-def _warn_of_unknown(dataset: Dataset, cfg: Config) -> None:
-    # Not an error: the files may have been removed since, as they should be. But it may be another data set's list.
-    for split, bad in (("train", dataset.bad_train), ("val", dataset.bad_val)):
-        if bad.unknown:
-            named = some([repr(name) for name in bad.unknown])
-            text = (
-                f"warning: data.quarantine: {cfg.data.quarantine} lists {count(len(bad.unknown), 'image')} that {split} lacks"
-            )
-            tqdm.write(f"{text}: {named}", file=sys.stderr)
 
 
 def _stage(cfg: Config) -> Path | None:

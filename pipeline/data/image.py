@@ -58,6 +58,8 @@ def read_size(path: Path | str) -> tuple[int, int]:
     fd = open_file(path)
     try:  # a JPEG's header read by hand takes a fifth of PIL's time
         head = os.pread(fd, HEAD, 0)
+        if not head:
+            raise ValueError("is empty")
         frame = read_frame(head, lambda n: os.pread(fd, n, 0)) if head.startswith(jpeg.SOI) else None
     finally:
         os.close(fd)

@@ -5,7 +5,7 @@ Not here: finding the images (`scan`, `sources`), keeping the arrays (`store`), 
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -35,6 +35,7 @@ class Index:
         heights: uint[N], pixels as stored.
         bad: int64[bad], sorted samples whose header can't be read.
         shards: where the samples are in tar shards; None: each is a file.
+        reasons: what was wrong with bad samples of a pack when it was made.
     """
 
     folder: Path
@@ -46,6 +47,7 @@ class Index:
     heights: NDArray[Any]
     bad: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     shards: Shards | None = None
+    reasons: Mapping[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -82,6 +84,16 @@ class Index:
     def encoded_name(self, sample: int) -> bytes:
         """Return a sample's name as the file system has it."""
         return self.names[int(self.offsets[sample]) : int(self.offsets[sample + 1])].tobytes()
+
+    def reason(self, sample: int) -> str:
+        """Return why the header of a bad sample can't be read."""
+        if sample in self.reasons:
+            return self.reasons[sample]
+        try:
+            image.pil_size(self.source(sample)) if self.shards else image.read_size(self.path(sample))
+        except Exception as error:  # PIL's decoders raise anything on broken files
+            return image.describe(error)
+        return "changed since it was indexed"
 
     def problem(self, sample: int) -> str | None:
         """Return what is wrong with a sample, or None."""
@@ -168,19 +180,6 @@ def build(root: Path, split: str, cache: Path | None, *, allow_bad: bool = False
     return index
 
 
-def describe_bad(index: Index, ids: Sequence[int]) -> list[str]:
-    """Return `name (what is wrong)` for samples whose header can't be read; for the first few, the rest by name alone."""
-    return [f"{index.name(s)} ({_header_problem(index, s)})" if k < scan.NAMED else index.name(s) for k, s in enumerate(ids)]
-
-
-def _header_problem(index: Index, sample: int) -> str:
-    try:
-        image.pil_size(index.source(sample)) if index.shards else image.read_size(index.path(sample))
-    except Exception as error:  # PIL's decoders raise anything on broken files
-        return image.describe(error)
-    return "changed since it was indexed"
-
-
 def _folder(root: Path, split: str) -> Path:
     return root.expanduser().resolve() / split
 
@@ -205,6 +204,7 @@ def _load(place: Path, folder: Path) -> Index | None:
         classes=tuple(meta["classes"]),
         bad=np.array(meta["bad"], np.int64),
         shards=found,
+        reasons={int(sample): str(reason) for sample, reason in meta.get("reasons", {}).items()},
         **arrays,
     )
     return None if _older_than_bad(place, index) else index

@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from pipeline.data import image, store
+from pipeline.data import image, store, verify
 from pipeline.data.folders import whole_folder
 from pipeline.data.index import Index, open_index, open_pack
 from pipeline.data.order import permute
 from pipeline.data.parallel import in_order, one_at_a_time
-from pipeline.data.scan import Listing, some
+from pipeline.data.quarantine import Quarantine
+from pipeline.data.scan import NAMED, Listing, some
 from pipeline.errors import DataError, UsageError
 from pipeline.files import write_atomically
 from pipeline.units import count
@@ -42,13 +43,19 @@ _ROW = np.dtype([("start", "<u8"), ("length", "<u8"), ("width", "<u4"), ("height
 class Settings:
     """How to pack: re-encode to a shorter side of `short_side` or a longer side of `max_side` pixels; neither keeps the bytes.
 
-    Images that are no larger keep their bytes in any case. `quality` is of JPEG; a shard has `shard_images` images.
+    Images that are no larger keep their bytes in any case. `quality` is of JPEG; a shard has `shard_images` images. What a list
+    of bad images, `quarantine`, names is left out.
     """
 
     short_side: int | None = None
     max_side: int | None = None
     quality: int = 90
     shard_images: int = 4096
+    quarantine: Path | None = None
+
+
+class _BadImageError(Exception):
+    """An image is left out; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,8 @@ class _Job:
     split: str
     out: Path
     settings: Settings
+    quarantine: Quarantine
+    bad: frozenset[int]
 
     @property
     def order(self) -> NDArray[np.int64]:
@@ -70,7 +79,9 @@ class _Job:
         source = hashlib.sha256(index.names.tobytes() + index.labels.astype(np.int64).tobytes())
         for side in (index.widths, index.heights):  # 0 of a bad image, so that a pack made before it was mended is told apart
             source.update(side.astype(np.int32).tobytes())
-        return {"settings": asdict(self.settings), "images": len(index), "source": source.hexdigest()}
+        settings = {key: value for key, value in asdict(self.settings).items() if key != "quarantine"}
+        listed = hashlib.sha256(self.quarantine.listed.tobytes()).hexdigest() if len(self.quarantine.listed) else ""
+        return {"settings": settings, "images": len(index), "source": source.hexdigest(), "left_out": listed}
 
 
 def pack(root: Path, out: Path, settings: Settings, cache: Path | None, threads: int) -> list[dict[str, Any]]:
@@ -85,14 +96,27 @@ def pack(root: Path, out: Path, settings: Settings, cache: Path | None, threads:
     """
     rows = []
     for split in ("train", "val"):
-        job = _Job(open_index(root, split, cache), split, out.expanduser().resolve() / split, settings)
+        job = _job(open_index(root, split, cache), split, out.expanduser().resolve() / split, settings)
         if job.out == job.index.folder:
             raise UsageError(f"{out}: is the data root itself; choose another folder for the pack")
         _pack_split(job, threads)
         meta = store.pack_meta(job.out)
         row = {"folder": str(job.out), "images": len(job.index), "bad": len(meta["bad"]), "shards": len(meta["shards"])}
-        rows.append(row | {"bytes": sum(meta["shard_bytes"])})
+        rows.append(row | {"bytes": sum(meta["shard_bytes"]), "first_bad": first_bad(open_pack(job.out))})
     return rows
+
+
+def first_bad(index: Index) -> list[str]:
+    """Return the first few bad images of an index, each with what is wrong with it."""
+    return [f"{index.name(sample)}: {index.reason(sample)}" for sample in index.bad[:NAMED].tolist()]
+
+
+def _job(index: Index, split: str, out: Path, settings: Settings) -> _Job:
+    lists = [settings.quarantine] if settings.quarantine else []
+    quarantine = Quarantine(index, split, 1.0, lists)
+    if settings.quarantine:
+        quarantine.warn_of_unknown(settings.quarantine)
+    return _Job(index, split, out, settings, quarantine, frozenset(quarantine.bad.tolist()))
 
 
 def _pack_split(job: _Job, threads: int) -> None:
@@ -127,8 +151,12 @@ def _pack_anew(job: _Job, threads: int) -> None:
 
 def _same(job: _Job, found: dict[str, Any]) -> None:
     for key, value in job.about().items():
-        if found.get(key) != value:
-            what = {"settings": "made with other settings", "source": "of other images, or they have changed since"}
+        if found.get(key, "") != value:
+            what = {
+                "settings": "made with other settings",
+                "source": "of other images, or they have changed since",
+                "left_out": "made with another list of bad images",
+            }
             raise DataError(
                 f"{job.out}: holds a pack {what.get(key, 'of other images')}; choose another folder, or remove this one"
             )
@@ -151,20 +179,25 @@ def _name(job: _Job, number: int) -> str:
 def _shard(job: _Job, number: int, ids: NDArray[np.int64]) -> NDArray[Any]:
     """Write a shard unless it is there already; return its samples' places."""
     path, part = job.out / _name(job, number), job.out / _PARTS / f"{number:06d}.npy"
-    if part.is_file() and path.is_file():
+    if part.is_file() and part.with_suffix(".json").is_file() and path.is_file():
         written = _read_part(part)
         if path.stat().st_size == _shard_bytes(written):  # else a crash of the machine or a copy cut it short
             return written
     rows = np.zeros(len(ids), _ROW)
+    reasons: dict[int, str] = {}
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:
             for place, sample in enumerate(ids.tolist()):
-                rows[place] = _write_sample(job, file, sample)
+                try:
+                    rows[place] = _write_sample(job, file, sample)
+                except _BadImageError as error:
+                    reasons[sample] = str(error)
             file.write(bytes(2 * _BLOCK))
             file.write(bytes(-file.tell() % _RECORD))
 
     write_atomically(path, write)
+    write_atomically(part.with_suffix(".json"), lambda temporary: temporary.write_text(json.dumps(reasons)))
     write_atomically(part, lambda temporary: _save_part(temporary, rows))
     return rows
 
@@ -190,16 +223,22 @@ def _read_part(path: Path) -> NDArray[Any]:
 
 
 def _write_sample(job: _Job, file: BinaryIO, sample: int) -> tuple[int, int, int, int, int]:
-    """Write an image and its label; return start, length, width, height and checksum, all 0 for an unreadable image."""
+    """Write an image and its label; return start, length, width, height and checksum.
+
+    Raises:
+        _BadImageError: if the image is bad, before anything is written.
+    """
+    if sample in job.bad:
+        raise _BadImageError(job.quarantine.reason(sample))
     size = int(job.index.widths[sample]), int(job.index.heights[sample])
     try:
-        if not size[0]:
-            return 0, 0, 0, 0, 0
         data, kind, size = _encode(job.index.read(sample), size, job.settings)
+    except _BadImageError:
+        raise
     except Exception as error:  # PIL's decoders raise anything on broken files
         if isinstance(error, OSError) and error.errno is not None:
             raise DataError(f"{job.index.path(sample)}: {image.describe(error)}; make it readable") from error
-        return 0, 0, 0, 0, 0
+        raise _BadImageError(image.describe(error)) from error
     start = _write_member(file, f"{sample:09d}.{kind}", data)
     _write_member(file, f"{sample:09d}.cls", str(int(job.index.labels[sample])).encode())
     return start, len(data), *size, checksum(data)
@@ -227,6 +266,11 @@ def _header(name: str, size: int) -> bytes:
 def _encode(data: bytes, size: tuple[int, int], settings: Settings) -> tuple[bytes, str, tuple[int, int]]:
     """Return an image's bytes as they are to be stored, its kind and its width and height."""
     target = target_size(size, settings)
+    if target != size:
+        # Decoders paint garbage and holes and go on: encoded again, nobody could tell that they were there.
+        verdict = verify.examine_bytes(np.frombuffer(data, np.uint8), deep=True)
+        if verdict.problem:
+            raise _BadImageError(f"{verdict.problem}: {verdict.detail}")
     with Image.open(BytesIO(data), formats=image.FORMATS) as opened:
         if target == size:
             return data, _KINDS[str(opened.format)], size
@@ -250,9 +294,11 @@ def target_size(size: tuple[int, int], settings: Settings) -> tuple[int, int]:
 def _write_index(job: _Job, chunks: list[NDArray[np.int64]]) -> None:
     index, n = job.index, len(job.index)
     rows, shard = np.zeros(n, _ROW), np.zeros(n, np.int64)
+    reasons: dict[str, str] = {}
     for number, ids in enumerate(chunks):
         rows[ids] = _read_part(job.out / _PARTS / f"{number:06d}.npy")
         shard[ids] = number
+        reasons |= json.loads((job.out / _PARTS / f"{number:06d}.json").read_text())
     if not rows["length"].any():
         raise DataError(f"{index.folder}: no image can be read; there is nothing to pack")
     files = tuple(_name(job, number) for number in range(len(chunks)))
@@ -267,7 +313,7 @@ def _write_index(job: _Job, chunks: list[NDArray[np.int64]]) -> None:
     # Of no folder: a pack may be moved, and the same images give the same bytes wherever they are packed.
     listing = Listing(Path(), index.classes, names, index.labels.tolist(), {}, files, places)
     sizes = np.stack([rows["width"], rows["height"]], axis=1).astype(np.int32)
-    more = job.about() | {"shard_bytes": [(job.out / name).stat().st_size for name in files]}
+    more = job.about() | {"shard_bytes": [(job.out / name).stat().st_size for name in files], "reasons": reasons}
     with whole_folder(job.out / store.IN_PACK) as new:
         store.save(new, store.Content(Path(), listing, sizes, more))
 

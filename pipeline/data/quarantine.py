@@ -5,16 +5,18 @@ Not here: finding out what is wrong with an image (`index`, `verify`).
 
 import os
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from pipeline.data import order
-from pipeline.data.index import Index, describe_bad
-from pipeline.data.scan import NAMED, VERIFY
+from pipeline.data.index import Index
+from pipeline.data.scan import NAMED, VERIFY, some
 from pipeline.errors import DataError
 from pipeline.units import count
 from pipeline.world import World
@@ -56,7 +58,8 @@ def _plain(text: str) -> str:
 class Quarantine:
     """The bad samples of a split: those known from the start, and those learned of meanwhile.
 
-    `bad` holds their sorted numbers, int64[bad], and `unknown` what the lists named that is not in the index.
+    `bad` holds their sorted numbers, int64[bad], `listed` those of them that lists named, and `unknown` what the lists named
+    that is not in the index. What a list names does not count against `max_fraction`: the user wants it left out.
     """
 
     def __init__(self, index: Index, split: str, max_fraction: float, lists: Iterable[Path] = ()) -> None:
@@ -67,11 +70,13 @@ class Quarantine:
         """
         self._index, self._split, self._max_fraction = index, split, max_fraction
         self._file: Path | None = None
+        self._reasons: dict[int, str] = {}
         self.bad: order.Ints = index.bad
         self.unknown: list[str] = []
         self._learned = 0
         for path in lists:
             self.unknown += self._take(path)
+        self.listed = _numbers(self._reasons)
         self._known = len(self.bad)
         self._check()
 
@@ -97,13 +102,27 @@ class Quarantine:
             self._known = len(self.bad)
         self._file = file
 
+    def note_unreadable(self) -> None:
+        """Name the samples whose header can't be read, and note them in the run's file, unless a list or the file has them.
+
+        Raises:
+            DataError: if the file can't be written.
+        """
+        new = [self._entry(int(sample)) for sample in self._index.bad if int(sample) not in self._reasons]
+        if not new or self._file is None:
+            return
+        _append(self._file, new)
+        named = [f"{self._index.path(entry.sample)}: {entry.reason}" for entry in new[:NAMED]]
+        more = f"; {self._file} lists all {len(new):,}" if len(new) > NAMED else ""
+        tqdm.write(f"{count(len(new), f'bad {self._split} image')}, left out: {'; '.join(named)}{more}", file=sys.stderr)
+
     def learn(self, found: dict[int, str]) -> None:
         """Remember bad samples, with what is wrong with each.
 
         Raises:
             DataError: naming them, if there are too many bad images by now, or the run's file can't be written.
         """
-        self.bad = np.union1d(self.bad, np.array(list(found), np.int64))
+        self._add(found)
         self._learned += len(found)  # a rank meets none twice, and no other rank's
         entries = [Entry(self._split, sample, self._index.name(sample), reason) for sample, reason in found.items()]
         if self._file is not None:
@@ -130,6 +149,18 @@ class Quarantine:
         ids[places] = candidates[np.arange(len(places)), good.argmax(axis=1)]
         return ids
 
+    def reason(self, sample: int) -> str:
+        """Return what is wrong with a bad sample."""
+        return self._reasons.get(sample) or self._index.reason(sample)
+
+    def warn_of_unknown(self, path: Path) -> None:
+        """Say which images of a list the split lacks."""
+        # Not an error: the files may have been removed since, as they should be. But it may be another data set's list.
+        if self.unknown:
+            named = some([repr(name) for name in self.unknown])
+            text = f"lists {count(len(self.unknown), 'image')} that {self._split} lacks: {named}"
+            tqdm.write(f"warning: data.quarantine: {path} {text}", file=sys.stderr)
+
     def good(self, ids: order.Ints) -> order.Ints:
         """Return those of the samples `ids` that are not known to be bad."""
         return ids[~np.isin(ids, self.bad)] if len(self.bad) else ids
@@ -138,8 +169,15 @@ class Quarantine:
         """Take over the entries of a list; return the names that are not in the index."""
         entries = [entry for entry in read(path) if entry.split == self._split]
         found = {entry: self._find(entry) for entry in entries}
-        self.bad = np.union1d(self.bad, np.array([s for s in found.values() if s is not None], np.int64))
+        self._add({sample: entry.reason for entry, sample in found.items() if sample is not None})
         return [entry.name for entry, sample in found.items() if sample is None]
+
+    def _add(self, found: dict[int, str]) -> None:
+        self.bad = np.union1d(self.bad, _numbers(found))
+        self._reasons |= found
+
+    def _entry(self, sample: int) -> Entry:
+        return Entry(self._split, sample, self._index.name(sample), self.reason(sample))
 
     def _find(self, entry: Entry) -> int | None:
         """Return the sample that an entry means; its number is a hint, its name counts."""
@@ -156,17 +194,19 @@ class Quarantine:
         return None
 
     def _check(self, news: list[str] | None = None) -> None:
-        if len(self.bad) <= self._max_fraction * len(self._index):
+        bad = np.setdiff1d(self.bad, self.listed)
+        if len(bad) <= self._max_fraction * len(self._index):
             return
-        if news and len(self.bad) == len(news) == 1:
+        if news and len(bad) == len(news) == 1:
             raise DataError(f"{news[0]}; replace or remove this file and start again")
-        named = describe_bad(self._index, self.bad[: NAMED + 1].tolist())[:NAMED] if not news else news[:NAMED]
-        more = len(self.bad) - len(named)
+        known = (self._entry(sample) for sample in bad[:NAMED].tolist())
+        named = news[:NAMED] if news else [f"{entry.name} ({entry.reason})" for entry in known]
+        more = len(bad) - len(named)
         listed = ", ".join(named) + (f" and {more:,} more" if more > 0 else "")
         noted = f" (all are listed in {self._file})" if self._file else ""
         raise DataError(
-            f"{self._index.folder}: {count(len(self.bad), 'image')} of {len(self._index):,} can't be read: {listed}{noted}; "
-            "replace or remove such files, or raise data.max_bad_fraction"
+            f"{self._index.folder}: {count(len(bad), 'image')} of {len(self._index):,} can't be read: {listed}{noted}; "
+            "replace or remove such files, list them for data.quarantine, or raise data.max_bad_fraction"
         )
 
 
@@ -184,6 +224,10 @@ def read(path: Path) -> list[Entry]:
         raise DataError(f"data.quarantine: {path}: {error.strerror}; {VERIFY} --quarantine FILE makes one") from error
     except ValueError as error:
         raise DataError(f"data.quarantine: {path}: not a quarantine file; {VERIFY} --quarantine FILE makes one") from error
+
+
+def _numbers(samples: Iterable[int]) -> order.Ints:
+    return np.array(sorted(samples), np.int64)
 
 
 def _append(path: Path, entries: list[Entry]) -> None:

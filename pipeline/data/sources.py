@@ -4,6 +4,8 @@ Not here: reading images (`scan`), and packs of our own, which bring an index (`
 """
 
 import csv
+import io
+import posixpath
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -74,6 +76,16 @@ def _read_rows(table: Path) -> tuple[list[str], list[str]]:
             names.append(row["path"])
             labels.append(row["label"])
     return names, labels
+
+
+def outside(table: bytes) -> list[str]:
+    """Return the paths in a CSV file of images that are absolute or lead out of its folder; none if it is no such file."""
+    try:
+        rows = csv.DictReader(io.StringIO(table.decode("utf-8-sig"), newline=""))
+        paths = [row.get("path") or "" for row in rows]
+    except (UnicodeDecodeError, csv.Error):
+        return []
+    return [path for path in paths if path.startswith("/") or posixpath.normpath(path).startswith("..")]
 
 
 _MOST_CLASSES = 1_000_000

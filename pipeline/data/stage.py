@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import fsspec
 from tqdm import tqdm
 
-from pipeline.data import store
+from pipeline.data import sources, store
 from pipeline.data.parallel import in_order
 from pipeline.data.scan import refuse_loop, some
 from pipeline.errors import DataError, PipelineError
@@ -207,9 +207,21 @@ def _look(source: str, place: tuple[Any, str], version: str) -> _Source:
         named = {path[len(base) :].lstrip("/"): info for path, info in listed.items()}
         files = {name: _File(info["size"] or _length(fs, f"{base}/{name}"), _stamp(info)) for name, info in named.items()}
     files = {name: file for name, file in files.items() if name not in _OURS}
+    _check_lists(source, place, files)
     if not files:
         raise DataError(f"staging {source}: there is no file; check the address")
     return _Source(fs, base, files, version)
+
+
+def _check_lists(source: str, place: tuple[Any, str], files: _Files) -> None:
+    fs, base = place
+    for name in {"train.csv", "val.csv"} & files.keys():
+        outside = sources.outside(fs.cat_file(f"{base}/{name}"))
+        if outside:
+            raise DataError(
+                f"staging {source}: {name} lists {count(len(outside), 'image')} outside of the folder ({some(outside)}), which "
+                "would stay where they are; list paths relative to the folder and below it, or make a pack and stage that"
+            )
 
 
 def _length(fs: Any, address: str) -> int:

@@ -103,8 +103,8 @@ def examine(index: Index, sample: int, deep: bool) -> Verdict:
     try:
         if index.shards is not None:
             if not int(index.shards.lengths[sample]):
-                return Verdict(problem="empty", detail="was not readable when it was packed")
-            return _judge(index.shards.view(sample), deep)
+                return Verdict(problem="left out", detail=f"when it was packed: {index.reasons.get(sample, 'not readable')}")
+            return examine_bytes(index.shards.view(sample), deep)
         path = os.path.join(index.folder, index.name(sample))  # noqa: PTH118 - a Path costs a tenth of the time
         fd = image.open_file(path)
         try:
@@ -122,11 +122,12 @@ def _judge_file(fd: int, deep: bool) -> Verdict:
     if not size:
         return Verdict(problem="empty", detail="0 bytes")
     if deep:
-        return _judge(np.frombuffer(os.pread(fd, size, 0), np.uint8), deep)
+        return examine_bytes(np.frombuffer(os.pread(fd, size, 0), np.uint8), deep)
     return judge(lambda start, n: os.pread(fd, n, start), size)
 
 
-def _judge(data: Bytes, deep: bool) -> Verdict:
+def examine_bytes(data: Bytes, deep: bool) -> Verdict:
+    """Return what an image in memory (uint8[bytes]) is, or what is wrong with it."""
     verdict = judge(lambda start, n: data[start : start + n].tobytes(), len(data))
     return _decode(data, verdict) if deep and not verdict.problem else verdict
 

@@ -173,11 +173,13 @@ def opening(state: State, run_dir: Path) -> str:
     """Return what a run says of itself before it starts."""
     cfg, plan, world = state.cfg, state.plan, state.world
     parameters = weights.count_parameters(state.model) / 1e6
+    bad = state.dataset.bad_images()
+    left_out = f" ({bad:,} of them bad and left out)" if bad else ""
     split = f"{plan.global_batch} images a step = {world.size} x {plan.accumulation} x {plan.micro_batch}"
     lines = [
         f"{run_dir}",
         f"{cfg.model.name}, {parameters:.2f} M parameters, {plan.classes} classes, on {world.size} x {world.device.type}",
-        f"{units.count(plan.train_images, 'training image')}, {units.count(plan.val_images, 'validation image')}; "
+        f"{units.count(plan.train_images, 'training image')}, {units.count(plan.val_images, 'validation image')}{left_out}; "
         f"{split}; {units.count(plan.total_steps, 'step')}, {plan.steps_per_epoch:,} an epoch",
     ]
     if state.step:

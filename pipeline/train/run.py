@@ -44,7 +44,7 @@ def train(cfg: Config) -> None:
         dataset = open_dataset(cfg, world)
         state = world.together(lambda: build(cfg, world, dataset))
         run = _open_run(state, held)
-        world.together(lambda: dataset.remember_bad(run.path / BAD_IMAGES))
+        world.together(lambda: dataset.remember_bad(run.path / BAD_IMAGES, world))
         _resume(state, run)
         if _is_finished(state, run):
             return

@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from pipeline.data import image, scan, store
-from pipeline.data.index import build, describe_bad, open_index
+from pipeline.data.index import build, open_index
 from pipeline.data.quarantine import Quarantine
 from pipeline.data.verify import verify
 from pipeline.errors import DataError
@@ -221,7 +221,9 @@ def test_unreadable_images_are_named(small: Path, tmp_path: Path) -> None:
         Quarantine(index, "train", 0.5)
     message = str(failed.value)
     assert message.startswith(f"{small / 'train'}: 7 images of 13 can't be read: cat/bad.jpg (not a JPEG")
-    assert message.endswith("and 2 more; replace or remove such files, or raise data.max_bad_fraction")
+    assert message.endswith(
+        "and 2 more; replace or remove such files, list them for data.quarantine, or raise data.max_bad_fraction"
+    )
     assert "\n" not in message
     (cats / "bad.jpg").write_bytes(whole)  # neither the folder nor its list of files changes
     assert len(open_index(small, "train", tmp_path / "cache").bad) == 6
@@ -262,7 +264,7 @@ def test_a_bad_image_that_is_replaced_by_an_older_file_is_noticed(small: Path, t
 def test_a_pipe_with_an_image_s_name_is_not_waited_for(small: Path, tmp_path: Path) -> None:
     os.mkfifo(small / "train" / "cat" / "9.jpg")
     index = build(small, "train", tmp_path / "cache")
-    assert describe_bad(index, index.bad.tolist()) == ["cat/9.jpg (not a regular file)"]
+    assert [index.reason(int(sample)) for sample in index.bad] == ["not a regular file"]
     assert index.problem(3) == "not a regular file"
     found = verify(small, tmp_path / "cache", deep=True, threads=1)
     assert [bad.entry.reason for bad in found.bad] == ["unreadable: not a regular file"]

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from pipeline.data.index import Index, build, open_index
 from pipeline.data.loader import eval_loader, train_loader
 from pipeline.data.pack import Settings, check, pack, target_size
 from pipeline.data.parallel import one_at_a_time
+from pipeline.data.quarantine import Entry, Quarantine
 from pipeline.errors import DataError, PipelineError, UsageError
 from pipeline.world import World
 
@@ -327,6 +329,40 @@ def test_a_pack_of_unreadable_images_keeps_their_numbers(small: Path, tmp_path: 
     assert (len(index), index.bad.tolist(), index.name(2)) == (6, [1], "cat/2.jpg")
     assert index.shards is not None
     assert index.shards.lengths.tolist().count(0) == 1
+    assert index.reason(1) == "is empty"
+
+
+def test_damaged_images_are_left_out_where_encoding_them_again_would_hide_it(small: Path, tmp_path: Path) -> None:
+    path = small / "train" / "cat" / "1.jpg"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] + b"\x55" * 40 + whole[len(whole) // 2 + 40 :])
+    assert Image.open(path).convert("RGB").size == (48, 40)  # decoders go on
+    (small / "train" / "cat" / "2.jpg").write_bytes(b"")
+    rows = pack(small, tmp_path / "out", Settings(short_side=32, shard_images=2), tmp_path / "cache", 1)
+    index = open_index(tmp_path / "out", "train", None)
+    assert index.bad.tolist() == [1, 2]
+    assert index.reason(1).startswith("corrupt data: ")
+    assert [line.split(": ")[0] for line in rows[0]["first_bad"]] == ["cat/1.jpg", "cat/2.jpg"]
+    kept = pack(small, tmp_path / "kept", Settings(shard_images=2), tmp_path / "cache", 1)
+    assert (rows[0]["bad"], kept[0]["bad"]) == (2, 1)
+    with pytest.raises(DataError, match=r"2 images of 6 can't be read: cat/1.jpg \(corrupt data: .+\), cat/2.jpg \("):
+        Quarantine(index, "train", 0.1)
+
+
+def test_listed_images_are_left_out_of_a_pack_and_stay_so(small: Path, tmp_path: Path) -> None:
+    lists = [tmp_path / "bad.tsv", tmp_path / "other.tsv"]
+    for path, entry in zip(lists, (Entry("train", 4, "dog/1.jpg", "a fish"), Entry("val", 0, "cat/0.jpg", "?")), strict=True):
+        path.write_text(entry.line())
+    settings = Settings(shard_images=2, quarantine=lists[0])
+    for _ in range(2):  # the second call finds it finished
+        rows = pack(small, tmp_path / "out", settings, tmp_path / "cache", 1)
+        assert [row["first_bad"] for row in rows] == [["dog/1.jpg: a fish"], []]
+    index = open_index(tmp_path / "out", "train", None)
+    assert (index.bad.tolist(), index.reason(4)) == ([4], "a fish")
+    assert check(tmp_path / "out", 1)["images"] == 12
+    for other in (None, lists[1]):
+        with pytest.raises(DataError, match="holds a pack made with another list of bad images; choose another folder"):
+            pack(small, tmp_path / "out", replace(settings, quarantine=other), tmp_path / "cache", 1)
 
 
 def test_tars_made_elsewhere_are_indexed(packed: Path, images: Path, cache: Path, tmp_path: Path) -> None:

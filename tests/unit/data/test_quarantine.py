@@ -97,15 +97,43 @@ def test_quarantine_is_remembered_in_the_run_s_file_and_taken_over(
     cfg = small_config()
     spoil(small, "cat/1.jpg")
     data = open_dataset(cfg, World())
-    data.remember_bad(tmp_path / "bad.tsv")
+    data.remember_bad(tmp_path / "bad.tsv", World())
     list(train_loader(cfg, plan_for(cfg, data, World()), World(), data, 0))
     assert [(e.split, e.sample, e.name) for e in read(tmp_path / "bad.tsv")] == [("train", 1, "cat/1.jpg")]
     assert data.bad_images() == 1
     again = open_dataset(cfg, World())
-    again.remember_bad(tmp_path / "bad.tsv")
+    again.remember_bad(tmp_path / "bad.tsv", World())
     assert again.bad_train.bad.tolist() == [1]
     listed = open_dataset(small_config(f"data.quarantine={tmp_path / 'bad.tsv'}"), World())
     assert (listed.bad_train.bad.tolist(), listed.bad_val.bad.tolist()) == ([1], [])
+
+
+def test_what_the_user_lists_does_not_count_against_the_limit_and_keeps_its_reason(
+    small: Path, small_config: Callable[..., Config], plan_for: PlanFor, tmp_path: Path
+) -> None:
+    entries = [Entry("train", 0, "cat/0.jpg", "a fish"), Entry("train", 1, "cat/1.jpg", "blurred")]
+    (tmp_path / "list.tsv").write_text("".join(entry.line() for entry in entries))
+    cfg = small_config(f"data.quarantine={tmp_path / 'list.tsv'}", "data.max_bad_fraction=0")
+    data, batches = trained(cfg, plan_for)
+    assert (data.bad_images(), data.bad_train.reason(0)) == (2, "a fish")
+    assert not {0, 1} & {int(batch.ids[0]) for batch in batches}
+    (small / "train" / "dog" / "0.jpg").write_bytes(b"")
+    (small / "train" / "dog").touch()
+    with pytest.raises(DataError, match=r"1 image of 6 can't be read: dog/0.jpg \(is empty"):
+        open_dataset(cfg, World())
+
+
+def test_what_can_t_be_read_from_the_start_is_named_once_and_remembered(
+    small: Path, small_config: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (small / "train" / "dog" / "0.jpg").write_bytes(b"")
+    for rank, said in ((1, 0), (0, 1), (0, 0)):  # rank 0 says it; a later start of the run does not again
+        data = open_dataset(small_config(), World(rank=rank, size=2))
+        data.remember_bad(tmp_path / "bad.tsv", World(rank=rank, size=2))
+        error = capsys.readouterr().err
+        assert error.count(f"1 bad train image, left out: {small / 'train' / 'dog' / '0.jpg'}: is empty") == said
+        assert data.bad_images() == 1
+    assert [(e.split, e.sample, e.name) for e in read(tmp_path / "bad.tsv")] == [("train", 3, "dog/0.jpg")]
 
 
 def test_quarantine_finds_samples_by_name_where_numbers_changed(
@@ -127,7 +155,7 @@ def test_quarantine_stops_the_run_with_a_list_when_it_is_too_large(
     with pytest.raises(DataError) as failed:
         list(train_loader(cfg, plan_for(cfg, data, World()), World(), data, 0))
     assert f"{small / 'train'}: 2 images of 6 can't be read: {small / 'train'}" in str(failed.value)
-    assert str(failed.value).endswith("replace or remove such files, or raise data.max_bad_fraction")
+    assert str(failed.value).endswith("or raise data.max_bad_fraction")
 
 
 def test_quarantine_of_headers_is_known_from_the_start(

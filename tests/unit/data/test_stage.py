@@ -228,6 +228,16 @@ def test_names_outside_of_the_source_are_refused(packed: Path, tmp_path: Path) -
         stage(str(packed), tmp_path / "node")
 
 
+@pytest.mark.parametrize("path", ["/elsewhere/0.jpg", "../elsewhere/0.jpg", "train/../../0.jpg"])
+def test_a_list_of_images_that_would_not_be_copied_is_refused(path: str, small: Path, tmp_path: Path) -> None:
+    (small / "train.csv").write_text(f"path,label\ntrain/cat/0.jpg,cat\n{path},dog\n")
+    with pytest.raises(DataError, match=rf"train.csv lists 1 image outside of the folder \({path}\), which would stay"):
+        stage(str(small), tmp_path / "node")
+    assert not list((tmp_path / "node").glob("train*"))
+    (small / "train.csv").write_text("path,label\ntrain/cat/0.jpg,cat\n./val/../train/dog/0.jpg,dog\n")
+    assert stage(str(small), tmp_path / "node").files == 13
+
+
 def test_training_stages_its_data_first(small: Path, config: Callable[..., Config], tmp_path: Path) -> None:
     node = tmp_path / "node"
     data = open_dataset(config(f"data.root={small}", f"data.stage_to={node}"), World())

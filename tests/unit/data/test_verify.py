@@ -96,7 +96,7 @@ def test_verify_looks_into_packs(small: Path, tmp_path: Path) -> None:
     (small / "train" / "dog" / "1.jpg").write_bytes(b"")
     pack(small, tmp_path / "out", Settings(), tmp_path, 1)
     found = {bad.entry.name: bad.problem for bad in verify(tmp_path / "out", None, deep=True, threads=2).bad}
-    assert found == {"dog/0.jpg": "corrupt data", "dog/1.jpg": "empty"}
+    assert found == {"dog/0.jpg": "corrupt data", "dog/1.jpg": "left out"}
 
 
 def test_verify_writes_reports_and_the_quarantine(damaged: Path, tmp_path: Path) -> None:
