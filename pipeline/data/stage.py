@@ -80,6 +80,8 @@ def stage(source: str, target: Path) -> Staged:
             return _stage(source, (fs, base), target, waited)
     except PipelineError:
         raise
+    except FileNotFoundError as error:
+        raise DataError(f"staging {source}: {error.filename or base}: no such file or folder; check the address") from error
     except OSError as error:
         raise DataError(f"staging {source} to {target}: {_reason(error)}; {_AGAIN}") from error
     except Exception as error:  # what is behind fsspec raises anything
