@@ -54,11 +54,18 @@ def append(folder: Folder, reason: str) -> None:
 
 
 def history(folder: Folder) -> list[dict[str, Any]]:
-    """Return the requeues of a run, oldest first."""
+    """Return the requeues of a run, oldest first; lines that a full disk or a dying host has broken are passed over."""
     try:
-        return [json.loads(line) for line in folder.requeues.read_text(encoding="utf-8").splitlines()]
+        lines = folder.requeues.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
+    found = []
+    for line in lines:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return [one for one in found if isinstance(one, dict) and isinstance(one.get("reason"), str)]
 
 
 def of_this_job(run_dir: Path, env: Mapping[str, str] = os.environ) -> Path:

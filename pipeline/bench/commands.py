@@ -18,7 +18,13 @@ _WHERE = click.option("--dir", "folder", type=_FILE, help="Where to put temporar
 
 
 @click.command("loader")
-@click.option("--images", type=click.IntRange(64), default=2000, show_default=True, help="Images of each pass.")
+@click.option(
+    "--images",
+    type=click.IntRange(64),
+    default=2000,
+    show_default=True,
+    help="Images of each pass; under 1,000, img/s counts mostly what was loaded ahead.",
+)
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Passes of each loader; medians count.")
 @click.option("--workers", type=click.IntRange(1), default=os.cpu_count() or 1, show_default=True, help="Threads or workers.")
 @click.option("--only", help="Names of loaders, with commas; the first is what the others are compared with.")

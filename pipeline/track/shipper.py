@@ -26,6 +26,7 @@ _POLL_S = 1.0
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 30.0
 _HEARTBEAT_S = 60.0
+_SILENT_S = 5.0
 
 
 class _Delivery:
@@ -209,14 +210,18 @@ class Shipper:
         self._delivery.settle()
         self._thread.start()
 
-    def close(self, drain_s: float) -> bool:
+    def close(self, drain_s: float, waiting: Callable[[], object] = lambda: None) -> bool:
         """Ship what is left, for `drain_s` seconds at most, and return whether everything is in MLflow, each file too.
 
-        What is not is brought there by `sync`. Calling it before `start` ships nothing.
+        What is not is brought there by `sync`. `waiting` is called if it takes longer than a few seconds. Calling it before
+        `start` ships nothing.
         """
         self._closing.set()
         if self._thread.ident is not None:
-            self._thread.join(drain_s)
+            self._thread.join(min(drain_s, _SILENT_S))
+            if self._thread.is_alive() and drain_s > _SILENT_S:
+                waiting()
+                self._thread.join(drain_s - _SILENT_S)
         self._abandoned.set()
         return self._drained
 

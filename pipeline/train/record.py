@@ -117,7 +117,8 @@ class Record:
         self.journal.event("status", status=status, reason=reason, step=self._state.step)
         self.journal.close()
         if self._shipper:
-            self.shipped = self._shipper.close(self._drain_s(stopped=error is not None))
+            drain_s = self._drain_s(stopped=error is not None)
+            self.shipped = self._shipper.close(drain_s, lambda: say(f"MLflow is slow; waiting for it {drain_s:.0f} s at most"))
 
     def _drain_s(self, stopped: bool) -> float:
         """Return how long to wait for the tracker; one that is down is not worth more than a hundredth of the run."""

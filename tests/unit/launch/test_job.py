@@ -37,6 +37,14 @@ def end(folder: Folder) -> int:
     return int(ended.value.code or 0)
 
 
+def test_broken_lines_of_the_requeues_are_passed_over(folder: Folder) -> None:
+    requeue.append(folder, "first")
+    with folder.requeues.open("ab") as file:
+        file.write(b'{"t": 1, "reas\n\xff\n[]\n')
+    requeue.append(folder, "second")
+    assert [one["reason"] for one in requeue.history(folder)] == ["first", "second"]
+
+
 def test_a_node_that_is_unfit_ends_the_job_for_good(folder: Folder) -> None:
     other = {"node": "b", "time": 0.0, "versions": {}, "failed": ["no data"]}
     (folder.path / "nodes" / "7-0" / "b.json").write_text(json.dumps(other))

@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.compare.store import Store
 from pipeline.errors import ConfigError, UsageError
+from pipeline.track import shipper as shipping
 from pipeline.track import tracker
 from pipeline.track.cursor import Cursor
 from pipeline.track.journal import Journal, read
@@ -277,12 +278,26 @@ def test_a_server_that_accepts_and_never_answers_holds_up_nobody(tmp_path, begin
         shipper.start()
         caller, _ = server.accept()  # the shipper is in its first request now, and stays in it
         train(journal, range(100))
-        assert shipper.close(0.1) is False
+        assert shipper.close(0.1, pytest.fail) is False
         caller.close()
     assert warned.get(timeout=PATIENT_S).startswith("tracking: http://127.0.0.1:")
     shipper._thread.join()
     assert shipper.run_id is None
     assert warned.empty()
+
+
+def test_a_server_that_is_waited_for_at_the_end_is_told_of(tmp_path, begin, monkeypatch):
+    monkeypatch.setattr(shipping, "_SILENT_S", 0.05)
+    told = []
+    with socket.create_server(("127.0.0.1", 0)) as server, Journal(tmp_path) as journal:
+        begin(journal)
+        shipper = Shipper(tmp_path, f"http://127.0.0.1:{server.getsockname()[1]}", "tests")
+        shipper.start()
+        caller, _ = server.accept()
+        assert shipper.close(0.1, lambda: told.append("slow")) is False
+        caller.close()
+    shipper._thread.join()
+    assert told == ["slow"]
 
 
 def test_a_file_that_cant_be_stored_holds_up_nothing_else_and_sync_tries_it_again(tmp_path, begin, uri, stored, warned):
