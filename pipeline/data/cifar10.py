@@ -6,8 +6,10 @@ only the pixels and the labels are taken out. Not here: anything about other dat
 Source: Krizhevsky 2009; the layouts are described at https://www.cs.toronto.edu/~kriz/cifar.html
 """
 
+import lzma
 import pickletools
 import tarfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,38 +34,53 @@ def write(archive: Path, root: Path) -> int:
         DataError: if the archive is not CIFAR-10's, or is damaged, or the folder exists already or can't be written.
     """
     root = root.expanduser().absolute()
-    if root.exists() and any(root.iterdir()):
-        raise DataError(f"{root}: is not empty; choose another folder, or remove it")
-    count = 0
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        state = "is not empty" if root.is_dir() else "is a file"
+        raise DataError(f"{root}: {state}; choose another folder, or remove it")
+    count, names = 0, set()
     try:
         with tarfile.open(archive) as tar, whole_folder(root) as new:
-            for split, number, (pixels, labels) in _parts(tar, archive):
-                _write_part(new / split, number, pixels, labels)
+            for name, number, (pixels, labels) in _parts(tar, archive):
+                _write_part(new / _BATCHES[name], number, pixels, labels)
                 count += len(labels)
-            if not all((new / split).is_dir() for split in ("train", "val")):
-                raise DataError(f"{archive}: holds no CIFAR-10 ({_LOOKED_FOR}); give cifar-10-python.tar.gz or -binary.tar.gz")
-    except (OSError, tarfile.TarError, EOFError) as error:
-        reason = getattr(error, "strerror", None) or "it is none, or is cut short"
+                names.add(name)
+            _refuse_a_part(archive, names)
+    except (OSError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
+        reason = getattr(error, "strerror", None) or "it is none, or is cut short or damaged"
         raise DataError(f"{archive}: can't be read as a .tar.gz ({reason}); check the path, or copy it again") from error
     return count
 
 
-_LOOKED_FOR = "data_batch_1 to 5 and test_batch"
+_BATCHES = {**{f"data_batch_{n}": "train" for n in range(1, 6)}, "test_batch": "val"}
+
+
+def _refuse_a_part(archive: Path, names: set[str]) -> None:
+    missing = [name for name in _BATCHES if name not in names]
+    if not names:
+        raise DataError(
+            f"{archive}: holds no CIFAR-10 (data_batch_1 to 5 and test_batch); give cifar-10-python.tar.gz or -binary.tar.gz"
+        )
+    if missing:
+        raise DataError(f"{archive}: holds a part of CIFAR-10 only ({', '.join(missing)} missing); copy the archive again")
 
 
 def _parts(tar: tarfile.TarFile, archive: Path) -> Iterator[tuple[str, int, Part]]:
-    """Yield the split, a number and the content of each batch file, in the archive's order."""
+    """Yield the name, a number and the content of each batch file, in the archive's order; links are not followed."""
+    assert tar.fileobj is not None
     for number, member in enumerate(tar):
-        name = Path(member.name).name
-        split = "train" if name.startswith("data_batch_") else "val" if name.startswith("test_batch") else None
-        file = tar.extractfile(member) if split else None
-        if split is None or file is None:
+        file_name = Path(member.name).name
+        name = file_name.removesuffix(".bin")
+        file = tar.extractfile(member) if name in _BATCHES and member.isfile() else None
+        if file is None:
             continue
         data = file.read()
         try:
-            yield split, number, _binary(data) if name.endswith(".bin") else _python(data)
+            part = _binary(data) if file_name.endswith(".bin") else _python(data)
         except (ValueError, IndexError) as error:
             raise DataError(f"{archive}: {member.name} is damaged ({error}); copy the archive again") from error
+        yield name, number, part
+    while tar.fileobj.read(1 << 20):  # to the very end, where the checksum of the compression is
+        pass
 
 
 def _binary(data: bytes) -> Part:
@@ -97,8 +114,9 @@ def _python(data: bytes) -> Part:
 
 
 def _checked(pixels: NDArray[np.uint8], labels: NDArray[Any]) -> Part:
-    if len(pixels) != len(labels) or labels.max(initial=0) >= len(CLASSES):
-        raise ValueError(f"{len(pixels)} images, but {len(labels)} labels up to {labels.max(initial=0)}")
+    lowest, highest = labels.min(initial=0), labels.max(initial=0)
+    if len(pixels) != len(labels) or lowest < 0 or highest >= len(CLASSES):
+        raise ValueError(f"{len(pixels)} images, but {len(labels)} labels from {lowest} to {highest}")
     return pixels.reshape(-1, 3, 32, 32), labels.astype(np.uint8)
 
 

@@ -24,7 +24,11 @@ def images(seed: int, n: int) -> tuple[np.ndarray, list[int]]:
     return rng.integers(0, 256, (n, 3072), dtype=np.uint8), rng.integers(0, 10, n).tolist()
 
 
-PARTS = {"data_batch_1": images(1, N), "data_batch_2": images(2, 30), "test_batch": images(3, 20)}
+PARTS = {
+    "data_batch_1": images(1, N),
+    **{f"data_batch_{n}": images(10 + n, 10) for n in range(2, 6)},
+    "test_batch": images(3, 20),
+}
 
 
 def python2(pixels: np.ndarray, labels: list[int]) -> bytes:
@@ -71,9 +75,9 @@ def archive(path: Path, content: dict[str, bytes]) -> Path:
 def test_every_version_becomes_the_usual_layout(version, ending: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     content = {f"{name}{ending}": version(*part) for name, part in PARTS.items()} | {"batches.meta": b"labels"}
     path = archive(tmp_path / "cifar.tar.gz", content)
-    assert cifar10.write(path, tmp_path / "root") == N + 50
+    assert cifar10.write(path, tmp_path / "root") == N + 60
     dataset = open_dataset(load(None, [f"data.root={tmp_path / 'root'}", f"data.cache={tmp_path}"]), World())
-    assert (len(dataset.train), len(dataset.val), dataset.classes) == (N + 30, 20, cifar10.CLASSES)
+    assert (len(dataset.train), len(dataset.val), dataset.classes) == (N + 40, 20, cifar10.CLASSES)
     pixels, labels = PARTS["test_batch"]
     for place in range(20):
         (file,) = (tmp_path / "root" / "val" / cifar10.CLASSES[labels[place]]).glob(f"*-{place:05d}.png")
@@ -95,7 +99,7 @@ def test_a_pickle_is_never_run(tmp_path: Path) -> None:
 def test_other_files_are_refused(tmp_path: Path) -> None:
     text = tmp_path / "text.tar.gz"
     text.write_text("no archive")
-    with pytest.raises(DataError, match="can't be read as a .tar.gz .it is none, or is cut short.; check"):
+    with pytest.raises(DataError, match="can't be read as a .tar.gz .it is none, or is cut short or damaged.; check"):
         cifar10.write(text, tmp_path / "root")
     with pytest.raises(DataError, match="holds no CIFAR-10"):
         cifar10.write(archive(tmp_path / "other.tar.gz", {"readme": b"hello"}), tmp_path / "root")
@@ -105,3 +109,52 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "full" / "x").mkdir(parents=True)
     with pytest.raises(DataError, match="is not empty"):
         cifar10.write(text, tmp_path / "full")
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="file: is a file; choose another folder"):
+        cifar10.write(text, tmp_path / "file")
+
+
+def whole(**changed: bytes) -> dict[str, bytes]:
+    return {f"{name}.bin": binary(*images(1, 3)) for name in PARTS} | changed
+
+
+def test_a_part_of_the_archive_is_refused(tmp_path: Path) -> None:
+    content = whole()
+    del content["data_batch_4.bin"]
+    with pytest.raises(DataError, match=r"holds a part of CIFAR-10 only \(data_batch_4 missing\); copy the archive again"):
+        cifar10.write(archive(tmp_path / "part.tar.gz", content), tmp_path / "root")
+    assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.parametrize("value", [0, 100])
+def test_damage_within_the_compression_is_one_line(value: int, tmp_path: Path) -> None:
+    """Noise is stored as it is, where only the checksum at the end tells; other pixels are coded, and the code breaks."""
+    pixels, labels = images(1, N)
+    content = whole() | {"data_batch_1.bin": binary(pixels if not value else np.minimum(pixels, value), labels)}
+    path = archive(tmp_path / "flipped.tar.gz", content)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 64] = bytes(64)
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"flipped.tar.gz: .*damaged"):
+        cifar10.write(path, tmp_path / "root")
+    assert not (tmp_path / "root").exists()
+
+
+def test_links_and_names_that_lead_elsewhere_are_left_alone(tmp_path: Path) -> None:
+    secret = tmp_path / "data_batch_1"
+    secret.write_bytes(binary(*images(1, 1)))
+    path = tmp_path / "linked.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, target in (("data_batch_1", str(secret)), ("../../data_batch_2", "nowhere")):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.SYMTYPE, target
+            tar.addfile(info)
+    with pytest.raises(DataError, match="holds no CIFAR-10"):
+        cifar10.write(path, tmp_path / "root")
+    assert not (tmp_path / "root").exists()
+
+
+def test_a_label_below_zero_is_damage(tmp_path: Path) -> None:
+    path = archive(tmp_path / "cifar.tar.gz", {"test_batch": python3(images(1, 2)[0], [3, -1])})
+    with pytest.raises(DataError, match="test_batch is damaged .2 images, but 2 labels from -1 to 3"):
+        cifar10.write(path, tmp_path / "root")
