@@ -48,6 +48,23 @@ class Duration:
             raise ValueError("a percentage needs a length of training to be a part of")
         return math.floor(self.value / 100 * total_steps + 0.5)
 
+    def share_of(self, whole: "Duration") -> float | None:
+        """Return the duration as a share of the whole training, or None if that depends on the steps of an epoch."""
+        if self.unit == "%":
+            return self.value / 100
+        return self.value / whole.value if self.unit == whole.unit else None
+
+    def falls_on(self, step: int, steps_per_epoch: int, total_steps: int) -> bool:
+        """Whether something that is done this often is due after `step` steps: at the whole step nearest to each multiple.
+
+        Not every so many rounded steps, which would drift: every half of an epoch of 89 steps falls on 45, 89, 134, 178.
+        """
+        exact = {"st": self.value, "ep": self.value * steps_per_epoch, "%": self.value / 100 * total_steps}[self.unit]
+        if exact <= 1:
+            return step > 0
+        times = round(step / exact)
+        return times > 0 and math.floor(times * exact + 0.5) == step
+
     def __str__(self) -> str:
         """Return the text that parses to the same duration."""
         return f"{self.value:.15g}{self.unit}"

@@ -69,6 +69,7 @@ class _Numbers:
     """Random numbers of each image of a batch, taken one column after the other."""
 
     def __init__(self, positions: Ints, seed: int, epoch: int) -> None:
+        # The most that can be asked for: 2 to shift, 4 for each of RandAugment's 16, 8 to jitter, 1 for the colour.
         self._columns = iter(order.draws(positions, seed, epoch, order.AUGMENT, 96).T)
 
     def uniform(self) -> Floats:
@@ -81,7 +82,8 @@ class _Numbers:
         return np.where(self.uniform() < 0.5, values, -values)
 
     def normal(self) -> Floats:
-        normal: Floats = ndtri(self.uniform())
+        # Draws are multiples of 2^-32, and one of 0, which ImageNet meets within an epoch or two, has an infinite quantile.
+        normal: Floats = ndtri(np.maximum(self.uniform(), 2.0**-33))
         return normal
 
 

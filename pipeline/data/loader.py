@@ -107,10 +107,14 @@ def eval_loader(cfg: Config, world: World, index: Index, bad: Quarantine | None 
         batches = eval_positions(len(index), batch, rank=world.rank, world_size=world.size)
         good = (bad.good(ids) if bad else ids for ids in batches)
         for ids in islice((ids for ids in good if len(ids)), first, None):
-            yield eval_plan(index, cfg.eval, ids, bicubic=cfg.data.interpolation == "bicubic")
+            yield _eval_plan(cfg, index, ids)
 
     job = Job(index, partial(_ahead, plans, index), batch, world.device, cfg.data.threads, cfg.data.prefetch, bad)
     return _executor(cfg, job, cfg.eval.crop)
+
+
+def _eval_plan(cfg: Config, index: Index, ids: Ints) -> BatchPlan:
+    return eval_plan(index, cfg.eval, ids, bicubic=cfg.data.interpolation == "bicubic")
 
 
 def eval_batch(cfg: Config, world: World, index: Index, ids: Sequence[int]) -> Batch:
@@ -122,7 +126,7 @@ def eval_batch(cfg: Config, world: World, index: Index, ids: Sequence[int]) -> B
     wanted = np.array(ids, np.int64)
 
     def plans(first: int) -> Iterator[BatchPlan]:
-        return islice(iter([eval_plan(index, cfg.eval, wanted)]), first, None)
+        return islice(iter([_eval_plan(cfg, index, wanted)]), first, None)
 
     job = Job(index, plans, len(ids), world.device, cfg.data.threads, 1)
     with closing(_executor(cfg, job, cfg.eval.crop)) as loader:

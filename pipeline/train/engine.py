@@ -24,6 +24,7 @@ from pipeline.train.examine import Watch
 from pipeline.train.metrics import Late, Sums, batch_sums, score
 from pipeline.train.preemption import StopFlag
 from pipeline.train.state import State
+from pipeline.units import Duration
 
 
 class Listener(Protocol):
@@ -136,13 +137,20 @@ def _seed_layers(state: State, micro: int) -> None:
 
 
 def _is_boundary(state: State) -> bool:
-    plan, step = state.plan, state.step
-    return step == plan.total_steps or step % plan.eval_every == 0 or step % plan.checkpoint_every == 0
+    return state.step == state.plan.total_steps or _falls_on(state, state.cfg.eval.every) or _checkpoint_is_due(state)
 
 
 def _evaluation_is_due(state: State) -> bool:
-    plan, step = state.plan, state.step
-    return 0 < step != state.val.get("step") and (step == plan.total_steps or step % plan.eval_every == 0)
+    step, last = state.step, state.plan.total_steps
+    return 0 < step != state.val.get("step") and (step == last or _falls_on(state, state.cfg.eval.every))
+
+
+def _checkpoint_is_due(state: State) -> bool:
+    return _falls_on(state, state.cfg.train.checkpoint_every)
+
+
+def _falls_on(state: State, interval: Duration) -> bool:
+    return interval.falls_on(state.step, state.plan.steps_per_epoch, state.plan.total_steps)
 
 
 def _read(state: State, arrived: tuple[int, Sums] | None, listener: Listener) -> bool:
@@ -168,7 +176,7 @@ def _settle(state: State, store: Store, listener: Listener, val: Loader, stop: b
     last = step == plan.total_steps
     with state.statistics.settled():
         better = (last or not stop) and _evaluation_is_due(state) and _evaluate(state, listener, val)
-        if state.world.is_main and (stop or last or better or step % plan.checkpoint_every == 0):
+        if state.world.is_main and (stop or last or better or _checkpoint_is_due(state)):
             with state.clock.measure("save_s"):
                 saved = state.capture()
                 store.save(saved, step)

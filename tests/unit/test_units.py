@@ -43,3 +43,25 @@ def test_texts_for_people() -> None:
         "1,281,167 images",
         "2 classes",
     ]
+
+
+def test_what_is_done_every_part_of_an_epoch_does_not_drift() -> None:
+    """Half of 89 steps is not 45: that would be 90 and 180, never an epoch's end."""
+    found = [step for step in range(1, 268) if Duration.parse("0.5ep").falls_on(step, 89, 267)]
+    assert found == [45, 89, 134, 178, 223, 267]
+    assert [step for step in range(268) if Duration.parse("10%").falls_on(step, 89, 267)][-1] == 267
+    assert [step for step in range(10) if Duration.parse("3st").falls_on(step, 89, 267)] == [3, 6, 9]
+    assert all(Duration.parse("0.01ep").falls_on(step, 89, 267) for step in range(1, 20))
+    assert not Duration.parse("0.01ep").falls_on(0, 89, 267) and not Duration.parse("1ep").falls_on(0, 89, 267)
+
+
+@given(st.integers(1, 700), st.integers(1, 8), st.integers(1, 6))
+def test_every_epoch_ends_with_what_is_done_every_nth_of_one(steps: int, parts: int, epochs: int) -> None:
+    interval, total = Duration(1 / parts, "ep"), epochs * steps
+    due = [step for step in range(1, total + 1) if interval.falls_on(step, steps, total)]
+    assert {steps * n for n in range(1, epochs + 1)} <= set(due) and len(due) == min(parts * epochs, total)
+
+
+def test_a_share_of_the_training_needs_a_common_unit() -> None:
+    whole = Duration.parse("90ep")
+    assert [Duration.parse(text).share_of(whole) for text in ("45ep", "10%", "100st")] == [0.5, 0.1, None]

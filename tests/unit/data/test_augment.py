@@ -18,7 +18,7 @@ from pipeline.data import augment, pixels, tensors
 from pipeline.data.augment import Choices, Op
 from pipeline.data.batch import Batch
 from pipeline.data.dataset import Dataset
-from pipeline.data.loader import train_loader
+from pipeline.data.loader import eval_batch, eval_loader, train_loader
 from pipeline.world import World
 
 SIZE = 64
@@ -293,3 +293,23 @@ def test_images_grow_between_epochs(
         sides = [b.images.shape[-1] for b in found]
         assert sides == [32] * 8 + [64] * 8 + [96] * 8
         assert all(b.images.is_contiguous(memory_format=torch.channels_last) for b in found)
+
+
+def test_all_that_can_be_drawn_at_once_has_its_numbers() -> None:
+    most = Augment(policy="randaugment", n=16, pad=4, jitter=(0.1, 0.1, 0.1, 0.1), grayscale=0.1, erase=0.1)
+    assert chosen(most, 20).ops.shape == (20, 2 + 16 + 4 + 1)
+
+
+def test_a_draw_of_zero_is_a_strength_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of 2^32 is, which ImageNet's recipes of hundreds of epochs come across."""
+    monkeypatch.setattr(augment.order, "draws", lambda positions, *_: np.zeros((len(positions), 96)))
+    for std in (0.0, 0.5):
+        found = chosen(Augment(policy="randaugment", magnitude=7, std=std), 2)
+        assert np.isfinite(found.values).all()
+
+
+def test_pictures_are_resized_as_evaluation_does(image_config: Callable[..., Config], image_data: Dataset) -> None:
+    cfg = image_config("data.interpolation=bicubic", "data.executor=reference")
+    (first, *_) = eval_loader(cfg, World(), image_data.val)
+    again = eval_batch(cfg, World(), image_data.val, first.ids.tolist())
+    assert torch.equal(first.images, again.images)
