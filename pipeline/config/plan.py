@@ -57,6 +57,7 @@ def make_plan(cfg: Config, *, world_size: int, train_images: int, val_images: in
         raise ConfigError(f"train.epochs: {cfg.train.epochs} is less than one step of {global_batch} images")
     if warmup > total:
         raise ConfigError(f"schedule.warmup: {warmup} steps are longer than the training ({total}); shorten it, e.g. 10%")
+    _check_ramp(cfg, steps_per_epoch, total)
     return Plan(
         world_size=world_size,
         train_images=train_images,
@@ -88,7 +89,27 @@ def check_world(cfg: Config, world_size: int) -> None:
         raise ConfigError(str(error)) from error
 
 
+def _check_ramp(cfg: Config, steps_per_epoch: int, total: int) -> None:
+    """Refuse a ramp that ends before it begins, where only the length of an epoch shows it."""
+    begin, end = (place.steps(steps_per_epoch, total) for place in (cfg.resize.begin, cfg.resize.end))
+    if cfg.resize.start is not None and end < begin:
+        raise ConfigError(
+            f"resize.end: the ramp ends ({cfg.resize.end}, step {end}) before it begins ({cfg.resize.begin}, step {begin}); "
+            "swap them"
+        )
+
+
 def _global_batch(cfg: Config, world_size: int) -> int:
+    images = _shared_batch(cfg, world_size)
+    if cfg.data.repeats > images:
+        raise ConfigError(
+            f"data.repeats: an image can't come {cfg.data.repeats} times in a step of {count(images, 'image')}; "
+            "lower it, or raise batch.global"
+        )
+    return images
+
+
+def _shared_batch(cfg: Config, world_size: int) -> int:
     micro = cfg.batch.micro
     if cfg.batch.global_ == "auto":
         return micro * world_size

@@ -38,8 +38,8 @@ class Augment(Section):
     """Pixels by which an image is shifted at most in each direction: a random crop out of the padded image."""
     policy: Literal["none", "randaugment", "trivial", "autoaugment"] = "none"
     """Random operations: RandAugment (timm's, with inc1), TrivialAugmentWide or AutoAugment (torchvision's, for ImageNet)."""
-    n: Positive = 2
-    """RandAugment: operations for each image."""
+    n: Annotated[int, Field(gt=0, le=16)] = 2
+    """RandAugment: operations for each image, 16 at most."""
     magnitude: Annotated[float, Field(ge=0, le=10)] = 9
     """RandAugment: strength of the operations, 0 to 10."""
     std: NonNegative = 0.5
@@ -83,10 +83,12 @@ class Resize(Section):
             return
         if self.start > resolution:
             raise ValueError(f"resize.start: {self.start} pixels is above data.resolution ({resolution}), where the ramp ends")
-        if self.begin.unit == self.end.unit and self.end.value < self.begin.value:
+        begin, end = self.begin.share_of(length), self.end.share_of(length)
+        same_unit = self.begin.unit == self.end.unit and self.end.value < self.begin.value
+        if same_unit or (begin is not None and end is not None and end < begin):
             raise ValueError(f"resize.end: the ramp ends ({self.end}) before it begins ({self.begin}); swap them")
-        for name, place in (("begin", self.begin), ("end", self.end)):
-            if place.unit == length.unit and place.value > length.value:
+        for name, place, share in (("begin", self.begin, begin), ("end", self.end, end)):
+            if share is not None and share > 1:
                 raise ValueError(f"resize.{name}: {place} is after the end of the training ({length}); lower it")
 
 
@@ -150,6 +152,12 @@ class Optim(Section):
     """Apply weight decay to the parameters of normalisation layers and to biases too."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     """Largest norm of the whole gradient; a larger one is scaled down. Null: no limit."""
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> Self:
+        if self.nesterov and not self.momentum and self.name in ("sgd", "sgdw", "lars"):
+            raise ValueError("nesterov: looks ahead along a momentum, which is 0; raise optim.momentum, or set nesterov=false")
+        return self
 
 
 class Schedule(Section):

@@ -109,14 +109,23 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None
     Raises:
         CheckpointError: saying how the weights and the network differ.
     """
+    check_fit(model, state, where)
     network = unwrap(model)
-    ours = network.state_dict()
-    names = {_plain(name): name for name in ours}
-    problem = _difference({name: ours[names[name]].shape for name in names}, {name: t.shape for name, t in state.items()})
-    if problem:
-        raise CheckpointError(f"{where}: {problem}")
+    names = {_plain(name): name for name in network.state_dict()}
     # A plain dict has no version, so that PyTorch fills in missing batch counts.
     network.load_state_dict({names[name]: tensor for name, tensor in state.items()})
+
+
+def check_fit(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Refuse weights whose names or shapes are not the network's, as `load_into` does, and load nothing.
+
+    Raises:
+        CheckpointError: saying how the weights and the network differ.
+    """
+    ours = {_plain(name): t.shape for name, t in unwrap(model).state_dict().items()}
+    problem = _difference(ours, {name: t.shape for name, t in state.items()})
+    if problem:
+        raise CheckpointError(f"{where}: {problem}")
 
 
 def _difference(ours: Mapping[str, torch.Size], theirs: Mapping[str, torch.Size]) -> str:

@@ -20,20 +20,25 @@ def check(cfg: Config) -> None:
     """Refuse a `finetune` section that can't work, before any process group or data is opened.
 
     Raises:
-        ConfigError: if a part to freeze is unknown, or the last layer is to be kept and the file has none.
-        CheckpointError: if the file can't be read.
+        ConfigError: if a part to freeze is unknown, nothing is left to train, or the last layer is to be kept and the file
+            has none.
+        CheckpointError: if the file can't be read, or all but its last layer does not fit the network.
     """
     if cfg.finetune.weights is None:
         return
     with torch.device("meta"):
         model = zoo.build(cfg.model, 2)
-    frozen(cfg, model)
+    _freeze(cfg, model)
+    if not any(p.requires_grad for p in model.parameters()):
+        parts = ", ".join(cfg.finetune.freeze)
+        raise ConfigError(f"finetune.freeze: leaves nothing to train ({parts} is the whole network); leave a part out")
     there = weights.load_state(cfg.finetune.weights)
     missing = [name for name in _head(model) if name not in there]
     if cfg.finetune.head == "keep" and missing:
         raise ConfigError(
             f"finetune.head: {cfg.finetune.weights} has no {missing[0]} to keep; use finetune.head=new, or weights with a head"
         )
+    weights.check_fit(model, _with_own_head(model, there), str(cfg.finetune.weights))  # how many classes is not known yet
 
 
 def start(cfg: Config, model: nn.Module) -> None:
@@ -47,14 +52,17 @@ def start(cfg: Config, model: nn.Module) -> None:
         return
     state: Mapping[str, Tensor] = weights.load_state(path)
     if cfg.finetune.head == "new":
-        ours, head = model.state_dict(), set(_head(model))
-        state = {name: t for name, t in state.items() if name not in head} | {name: ours[name] for name in head}
+        state = _with_own_head(model, state)
     try:
         weights.load_into(model, state, str(path))
     except CheckpointError as error:
         if "classes" in str(error):
             raise CheckpointError(f"{error} (or finetune.head=new for other classes)") from error
         raise
+    _freeze(cfg, model)
+
+
+def _freeze(cfg: Config, model: nn.Module) -> None:
     for part in frozen(cfg, model):
         part.requires_grad_(False)
 
@@ -80,6 +88,12 @@ def frozen(cfg: Config, model: nn.Module) -> list[nn.Module]:
             near = difflib.get_close_matches(name, [n for n in known if n], 2, 0.5) or [n for n, _ in model.named_children()]
             raise ConfigError(f"finetune.freeze: the network has no part {name!r}; did you mean {' or '.join(near)}?")
     return [known[name] for name in names]
+
+
+def _with_own_head(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights in `state` with the last layer of `model` in place of theirs."""
+    ours, head = model.state_dict(), set(_head(model))
+    return {name: t for name, t in state.items() if name not in head} | {name: ours[name] for name in head}
 
 
 def _head(model: nn.Module) -> list[str]:

@@ -59,3 +59,10 @@ def test_lengths_in_each_unit() -> None:
 def test_lengths_that_do_not_fit(overrides: tuple[str, ...], part: str) -> None:
     with pytest.raises(ConfigError, match=part):
         plan(1, *overrides)
+
+
+def test_a_ramp_that_only_the_length_of_an_epoch_shows_to_end_early_is_refused() -> None:
+    keys = ("batch.micro=10", "resize.start=32", "resize.begin=2ep", "resize.end=150st", *SMALL)
+    with pytest.raises(ConfigError, match=r"resize.end: the ramp ends \(150st, step 150\) before it begins \(2ep, step 200\)"):
+        plan(1, *keys)
+    assert plan(1, *keys, "resize.end=200st").total_steps == 9000

@@ -16,9 +16,15 @@ NETWORK = ("model.name=resnet", "model.n_blocks=[1, 1]", "model.n_channels=[8, 1
 CASES = {
     "loss.name=soft_cross_entropy loss.label_smoothing=0": "loss.name: soft_cross_entropy needs soft targets",
     "resize.start=8 resize.begin=20ep resize.end=10ep": r"resize.end: the ramp ends \(10ep\) before it begins \(20ep\)",
+    "resize.start=8 resize.begin=50% resize.end=10ep": r"resize.end: the ramp ends \(10ep\) before it begins \(50%\)",
+    "resize.start=8 resize.end=120%": "resize.end: 120% is after the end of the training",
     "resize.start=300": "resize.start: 300 pixels is above data.resolution",
     "resize.start=8 resize.begin=95ep resize.end=96ep": "resize.begin: 95ep is after the end of the training",
     "batch.global=24 batch.micro=24": "batch.global: 1 micro-batch .* can't be shared by 2 processes",
+    "data.repeats=8 batch.global=4 batch.micro=2": "data.repeats: an image can't come 8 times in a step of 4 images",
+    "data.repeats=5 batch.micro=2": "data.repeats: an image can't come 5 times in a step of 4 images",
+    "augment.n=17": "augment.n: input should be less than or equal to 16",
+    "optim.nesterov=true optim.momentum=0": "nesterov: looks ahead along a momentum, which is 0",
     "optim.name=lmb": "optim.name: must be .* did you mean lamb?",
     "augment.policy=randaug": "augment.policy: .* did you mean randaugment?",
     "schedule.name=steps": "schedule.name: .* did you mean step?",
@@ -29,6 +35,8 @@ CASES = {
     "expect.top1={5: [0.5, 0.4]}": "the band ends .* below its start",
     "finetune.freeze=[stem]": "random weights would stay random",
     "finetune.weights={headless}": "has no fc.weight to keep; use finetune.head=new",
+    "finetune.weights={whole} finetune.freeze=[stem,layer1,layer2,fc]": "finetune.freeze: leaves nothing to train",
+    "finetune.weights={whole} model.n_channels=[8,24]": "made for another model: of another shape layer2.0.conv1.weight",
     "finetune.weights={whole} finetune.freeze=[layr1]": "finetune.freeze: .* did you mean layer1",
 }
 
@@ -46,7 +54,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_bad_recipes_are_one_line_before_anything_is_opened(keys: str, files: dict[str, Path]) -> None:
     parts = keys.split(" ") if "[0.5" not in keys else [keys]
     overrides = [part.format(**files) if "{headless}" in part or "{whole}" in part else part for part in parts]
-    with pytest.raises(ConfigError, match=CASES[keys]) as caught:
+    with pytest.raises((ConfigError, CheckpointError), match=CASES[keys]) as caught:
         run.check(load(None, [*NETWORK, "data.root=/nowhere", *overrides]), World(size=2))
     assert len(str(caught.value).splitlines()) == 1 and ": :" not in str(caught.value)
 
