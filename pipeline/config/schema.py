@@ -153,8 +153,8 @@ class Model(Section):
     """Shortcuts: A zero padding, B projection where shapes change, C projection everywhere. Null: what the name says."""
     zero_init_gamma: bool = True
     """Start the last batch norm of each residual block at zero, so that blocks start as identities."""
-    init: Literal["kaiming_fan_out", "default"] = "kaiming_fan_out"
-    """Initial convolution weights: Kaiming normal with fan-out, or PyTorch's default."""
+    init: Literal["kaiming_fan_out", "kaiming_fan_in", "default"] = "kaiming_fan_out"
+    """Initial convolution weights: Kaiming normal with fan-out or fan-in, or PyTorch's default."""
     blurpool: bool = False
     """Blur the input of every strided convolution with at least 16 input channels against aliasing (BlurPool)."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0

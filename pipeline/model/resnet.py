@@ -17,7 +17,7 @@ from pipeline.errors import ConfigError
 from pipeline.model.blocks import BasicBlock, Block, BlurConv2d, BottleneckBlock, Shortcut, conv
 
 _LEAST_TO_BLUR = 16  # channels
-Init = Literal["kaiming_fan_out", "default"]
+Init = Literal["kaiming_fan_out", "kaiming_fan_in", "default"]
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,9 @@ class Spec:
         img_channels: Channels of the images.
         first_kernel_size: 7 (stride 2, then a 3x3 max-pool of stride 2) or 3 (stride 1, no max-pool).
         shortcut: A zero padding, B projection where the shape changes, C projection everywhere. None: a plain network.
-        init: Convolution weights: `kaiming_fan_out`, normal with variance 2 / (kernel area x output channels), or `default`,
-            PyTorch's. Source: https://arxiv.org/abs/1502.01852 section 2.2, backward case.
+        init: Convolution weights: `kaiming_fan_out`, normal with variance 2 / (kernel area x output channels),
+            `kaiming_fan_in`, the same with input channels, or `default`, PyTorch's.
+            Source: https://arxiv.org/abs/1502.01852 section 2.2, backward and forward case.
         zero_init_gamma: Start the last gamma of each block that has a shortcut at zero, so that it passes its input on.
             Source: https://arxiv.org/abs/1706.02677 section 5.1.
         blurpool: Blur the input of strided convolutions with 16 input channels or more.
@@ -141,8 +142,9 @@ class ResNetBase(nn.Module):
 
     def _initialise(self) -> None:
         for module in self.modules():
-            if isinstance(module, nn.Conv2d) and self.spec.init == "kaiming_fan_out":
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if isinstance(module, nn.Conv2d) and self.spec.init != "default":
+                mode: Literal["fan_in", "fan_out"] = "fan_out" if self.spec.init == "kaiming_fan_out" else "fan_in"
+                nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
             elif isinstance(module, Block) and module.downsample is not None and self.spec.zero_init_gamma:
                 nn.init.zeros_(module.last_norm.weight)
 

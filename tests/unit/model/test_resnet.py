@@ -106,7 +106,7 @@ specs = st.integers(1, 4).flatmap(
         img_channels=st.integers(1, 4),
         first_kernel_size=st.sampled_from([3, 7]),
         shortcut=st.sampled_from(["A", "B", "C", None]),
-        init=st.sampled_from(["kaiming_fan_out", "default"]),
+        init=st.sampled_from(["kaiming_fan_out", "kaiming_fan_in", "default"]),
         zero_init_gamma=st.booleans(),
     )
 )
@@ -165,18 +165,18 @@ def test_zero_gammas_pass_the_stem_through_the_network() -> None:
     torch.testing.assert_close(model.features(images), torch.cat([stem, torch.zeros(2, 48)], 1))
 
 
-@pytest.mark.parametrize("init", ["kaiming_fan_out", "default"])
+@pytest.mark.parametrize("init", ["kaiming_fan_out", "kaiming_fan_in", "default"])
 def test_initial_weights_have_the_spread_they_should(init: str) -> None:
     checked = 0
     for module in resnet.resnet18(init=init).modules():
         if isinstance(module, nn.Conv2d) and module.weight.numel() > 30_000:
             n_out, n_in, height, width = module.weight.shape
             # PyTorch's default is uniform within 1/sqrt(fan in), of which the standard deviation is 1/sqrt(3) of that.
-            std = (
-                math.sqrt(2 / (n_out * height * width))
-                if init == "kaiming_fan_out"
-                else 1 / math.sqrt(3 * n_in * height * width)
-            )
+            std = {
+                "kaiming_fan_out": math.sqrt(2 / (n_out * height * width)),
+                "kaiming_fan_in": math.sqrt(2 / (n_in * height * width)),
+                "default": 1 / math.sqrt(3 * n_in * height * width),
+            }[init]
             assert module.weight.std().item() == pytest.approx(std, rel=0.02)
             assert module.weight.mean().item() == pytest.approx(0, abs=0.02 * std)
             checked += 1

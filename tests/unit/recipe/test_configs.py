@@ -96,3 +96,20 @@ def small(path: Path, digits: Path) -> Config:
     more = ["model.bottlenecks=[8, 8]"] if path in RESNET50 else []
     more += ["resize.start=8", "resize.multiple=4"] if whole.resize.start else []
     return load(path, [*SMALL, *more, f"data.root={digits}"])
+
+
+# Sources: torchvision's ResNet (zero_init_residual is off), which ffcv-imagenet takes; timm's (zero_init_last
+# is on); NVIDIA's image_classification/models (conv_init fan_in, last_bn_0_init is off); mosaicml/examples' model.py.
+STARTS = {
+    "torchvision": ("kaiming_fan_out", False),
+    "rsb": ("kaiming_fan_out", True),
+    "nvidia": ("kaiming_fan_in", False),
+    "composer": ("kaiming_fan_in", False),
+    "ffcv": ("kaiming_fan_out", False),
+}
+
+
+@pytest.mark.parametrize("path", [p for p in RESNET50 if p.stem.partition("_")[0] in STARTS], ids=lambda p: p.stem)
+def test_networks_start_as_their_sources_do(path: Path) -> None:
+    model = load(path).model
+    assert (model.init, model.zero_init_gamma) == STARTS[path.stem.partition("_")[0]]
