@@ -184,6 +184,7 @@ def _set(key: str, value: Any, source: Source) -> None:
 def _explain_all(error: ValidationError, source: Source) -> list[str]:
     """Turn pydantic's errors into `place: key: what is wrong; remedy`, one for each key."""
     found: dict[str, list[str]] = {}
+    known = set(all_keys())
     for one in error.errors():
         loc = tuple(str(part) for part in one["loc"])
         key = ".".join(_real_keys(loc))
@@ -191,7 +192,11 @@ def _explain_all(error: ValidationError, source: Source) -> list[str]:
             key, _, said = one["msg"].removeprefix("Value error, ").partition(": ")
             found.setdefault(f"{source.where(key)}: {key}: ", []).append(said)
             continue
-        found.setdefault(f"{source.where(key)}: {key}: ", []).append(_explain(one, loc))
+        place, said = source.where(key), _explain(one, loc)
+        inner, colon, rest = said.partition(": ")
+        if colon and f"{key}.{inner}" in known:  # keys of one group that do not fit together
+            key, said = f"{key}.{inner}", rest
+        found.setdefault(f"{place}: {key}: ", []).append(said)
     # the members of a union each have their say: `input should be 'auto'` or `a valid integer`
     return [head + " or ".join(dict.fromkeys(said)) for head, said in found.items()]
 

@@ -7,9 +7,10 @@ import difflib
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
-from pipeline.config.schema import Model
+from pipeline.config.schema import Config, Model
 from pipeline.errors import ConfigError
 from pipeline.model.resnet import PRESETS, ResNet, Spec
 
@@ -33,6 +34,27 @@ def check(model: Model) -> None:
         _timm_name(model)
     else:
         spec(model)
+
+
+def check_sides(cfg: Config) -> None:
+    """Refuse images of a size that a network of timm does not take, without computing anything.
+
+    Raises:
+        ConfigError: naming the size.
+    """
+    if not cfg.model.name.startswith(_TIMM):
+        return
+    for side in (cfg.resize.start or cfg.data.resolution, cfg.data.resolution, cfg.eval.crop):
+        try:
+            with torch.device("meta"), torch.no_grad():
+                build(cfg.model, 2).eval()(torch.empty(1, 3, side, side))
+        except AssertionError as error:
+            raise ConfigError(
+                f"model.name: {cfg.model.name} can't take images of {side} pixels ({error}); "
+                "set data.resolution, resize.start and eval.crop to what it takes"
+            ) from error
+        except RuntimeError:  # not every network can be tried without its numbers
+            return
 
 
 def build(model: Model, num_classes: int) -> nn.Module:

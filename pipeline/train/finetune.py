@@ -30,8 +30,7 @@ def check(cfg: Config) -> None:
         model = zoo.build(cfg.model, 2)
     _freeze(cfg, model)
     if not any(p.requires_grad for p in model.parameters()):
-        parts = ", ".join(cfg.finetune.freeze)
-        raise ConfigError(f"finetune.freeze: leaves nothing to train ({parts} is the whole network); leave a part out")
+        raise ConfigError("finetune.freeze: leaves nothing to train, as it names the whole network; leave a part out")
     there = weights.load_state(cfg.finetune.weights)
     missing = [name for name in _head(model) if name not in there]
     if cfg.finetune.head == "keep" and missing:

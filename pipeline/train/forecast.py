@@ -3,6 +3,7 @@
 Not here: training. No data is opened and no process group is formed.
 """
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from pipeline import units
 from pipeline.config import Config, Plan, make_plan
 from pipeline.data.resolution import resolution
+from pipeline.errors import UsageError
 from pipeline.files import write_atomically
 from pipeline.model import weights, zoo
 from pipeline.recipe.schedule import learning_rate
@@ -57,8 +59,12 @@ def forecast(cfg: Config, question: Question) -> Forecast:
 
     Raises:
         ConfigError, WorldError: if it can't be trained in this world.
+        UsageError: if the speed is no number.
     """
     zoo.check(cfg.model)
+    zoo.check_sides(cfg)
+    if question.images_per_s is not None and not math.isfinite(question.images_per_s):
+        raise UsageError(f"--img-s: must be a number of images a second, not {question.images_per_s}")
     plan = make_plan(
         cfg, world_size=question.world, train_images=question.images, val_images=IMAGENET[1], classes=question.classes
     )

@@ -79,6 +79,7 @@ def check(cfg: Config, world: World) -> None:
         PipelineError: naming the key.
     """
     zoo.check(cfg.model)
+    zoo.check_sides(cfg)
     check_world(cfg, world.size)
     finetune.check(cfg)
 

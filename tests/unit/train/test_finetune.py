@@ -24,14 +24,14 @@ CASES = {
     "data.repeats=8 batch.global=4 batch.micro=2": "data.repeats: an image can't come 8 times in a step of 4 images",
     "data.repeats=5 batch.micro=2": "data.repeats: an image can't come 5 times in a step of 4 images",
     "augment.n=17": "augment.n: input should be less than or equal to 16",
-    "optim.nesterov=true optim.momentum=0": "nesterov: looks ahead along a momentum, which is 0",
+    "optim.nesterov=true optim.momentum=0": "line: optim.nesterov: looks ahead along a momentum, which is 0",
     "optim.name=lmb": "optim.name: must be .* did you mean lamb?",
     "augment.policy=randaug": "augment.policy: .* did you mean randaugment?",
     "schedule.name=steps": "schedule.name: .* did you mean step?",
-    "schedule.name=step": "schedule.name=step; set them",
-    "schedule.name=linear schedule.points=[[5ep,1],[2ep,0]]": "must come one after the other, not 5ep, 2ep",
+    "schedule.name=step": "line: schedule.milestones: needed for schedule.name=step; set them",
+    "schedule.name=linear schedule.points=[[5ep,1],[2ep,0]]": "line: schedule.points: must come one after the other",
     "mix.mixup=0.2 batch.micro=1": "mix: a micro-batch of one image has nothing to mix with",
-    "ema.decay=0.9 ema.half_life=3": "half_life: contradicts ema.decay",
+    "ema.decay=0.9 ema.half_life=3": "line: ema.half_life: contradicts ema.decay",
     "expect.top1={5: [0.5, 0.4]}": "the band ends .* below its start",
     "finetune.freeze=[stem]": "random weights would stay random",
     "finetune.weights={headless}": "has no fc.weight to keep; use finetune.head=new",
@@ -78,3 +78,12 @@ def test_timms_weights_start_a_timm_network_with_another_head(tmp_path: Path) ->
     finetune.start(cfg, model)
     assert torch.equal(model.layer4[0].conv1.weight, theirs.layer4[0].conv1.weight) and model.fc.out_features == 3
     assert not model.layer1[0].conv1.weight.requires_grad and model.layer2[0].conv1.weight.requires_grad
+
+
+@pytest.mark.parametrize("key", ["data.resolution=160", "resize.start=96", "eval.crop=192"])
+def test_sizes_that_a_network_of_timm_cannot_take_are_refused(key: str) -> None:
+    cfg = load(None, ["model.name=timm/vit_tiny_patch16_224", key])
+    side = key.partition("=")[2]
+    with pytest.raises(ConfigError, match=rf"timm/vit_tiny_patch16_224 can't take images of {side} pixels .*; set data.resol"):
+        run.check(cfg, World())
+    run.check(load(None, ["model.name=timm/vit_tiny_patch16_224"]), World())

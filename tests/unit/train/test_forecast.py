@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from pipeline.config import load
-from pipeline.errors import WorldError
+from pipeline.errors import ConfigError, UsageError, WorldError
 from pipeline.model import zoo
 from pipeline.train.forecast import Question, draw, forecast, memory, render
 
@@ -42,3 +42,10 @@ def test_memory_counts_what_the_layers_return() -> None:
 def test_a_world_that_cannot_share_the_batch_is_refused() -> None:
     with pytest.raises(WorldError, match="can't be shared by 64 processes"):
         forecast(load("configs/resnet50/ffcv_16ep.yaml"), Question(world=64))
+
+
+def test_what_cannot_be_forecast_is_refused() -> None:
+    with pytest.raises(UsageError, match="--img-s: must be a number of images a second, not nan"):
+        forecast(load("configs/resnet50/ffcv_16ep.yaml"), Question(images_per_s=float("nan")))
+    with pytest.raises(ConfigError, match="can't take images of 160 pixels"):
+        forecast(load(None, ["model.name=timm/vit_tiny_patch16_224", "data.resolution=160"]), Question())
