@@ -177,18 +177,21 @@ def config_diff(a: Path, b: Path, json_to: str | None) -> None:
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--world", type=click.IntRange(1), default=1, show_default=True, help="Number of processes.")
 @click.option("--images", type=click.IntRange(1), help="Training images; default: what the recipe is for, else ImageNet's.")
-@click.option("--classes", type=click.IntRange(1), default=1000, show_default=True, help="Number of classes.")
+@click.option(
+    "--classes", type=click.IntRange(1), help="Number of classes; default: CIFAR-10's where those are its images, else 1000."
+)
 @click.option("--img-s", type=click.FloatRange(0, min_open=True), help="Speed of all processes together, in images a second.")
 @click.option("--png", type=_FILE, help="Draw learning rate and resolution into this file.")
 @_json_option
 def config_plan(config: Path, overrides: tuple[str, ...], png: Path | None, json_to: str | None, **asked: Any) -> None:
     """Print what CONFIG will do: steps, learning rate, images, resolution, memory and, with --img-s, hours."""
     from pipeline.config import load
-    from pipeline.train.forecast import IMAGENET, Question, draw, forecast, render
+    from pipeline.train.forecast import CIFAR10, IMAGENET, Question, draw, forecast, render
 
     cfg = load(config, overrides)
     images = asked["images"] or cfg.expect.images or IMAGENET[0]
-    found = forecast(cfg, Question(asked["world"], images, asked["classes"], asked["img_s"]))
+    classes = asked["classes"] or (CIFAR10 if images == CIFAR10[0] else IMAGENET)[2]
+    found = forecast(cfg, Question(asked["world"], images, classes, asked["img_s"]))
     if png is not None:
         draw(found, png)
     _emit(found.as_dict(), json_to, lambda: render(found, cfg))

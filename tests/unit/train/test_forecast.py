@@ -2,8 +2,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 
+from pipeline.__main__ import cli
 from pipeline.config import load
 from pipeline.errors import ConfigError, UsageError, WorldError
 from pipeline.model import zoo
@@ -49,3 +51,9 @@ def test_what_cannot_be_forecast_is_refused() -> None:
         forecast(load("configs/resnet50/ffcv_16ep.yaml"), Question(images_per_s=float("nan")))
     with pytest.raises(ConfigError, match="can't take images of 160 pixels"):
         forecast(load(None, ["model.name=timm/vit_tiny_patch16_224", "data.resolution=160"]), Question())
+
+
+def test_the_papers_network_has_the_papers_parameters() -> None:
+    """0.27 million, section 4.2 and table 6 of the paper: with the classes of CIFAR-10."""
+    found = CliRunner().invoke(cli, ["config", "plan", "configs/cifar10/resnet20.yaml"])
+    assert found.exit_code == 0 and "0.27 M" in found.output
