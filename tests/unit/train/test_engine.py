@@ -14,6 +14,7 @@ from pipeline.train import engine, report
 from pipeline.train.checkpoint import Store
 from pipeline.train.preemption import StopFlag
 from pipeline.train.run import build
+from pipeline.train.state import State
 from pipeline.world import World
 
 TINY = [
@@ -61,3 +62,18 @@ def test_a_loss_that_is_not_finite_in_evaluation_is_an_error(tmp_path: Path, mon
     with StopFlag(tmp_path) as flag, pytest.raises(TrainingError, match="validation loss is not finite at step 4"):
         engine.fit(state, Store(tmp_path), flag, report.Silent())
     assert not list(tmp_path.glob("*.pt"))
+
+
+def test_evaluations_within_epochs_meet_the_epochs_ends(tmp_path: Path) -> None:
+    """Seven steps an epoch: half of them, rounded, would be 4, 8 and 12, and no band of `expect.top1` would be looked at."""
+    cfg, world = load(None, [*TINY, "data.synthetic_train=56", "train.epochs=2", "eval.every=0.5ep"]), World()
+    state = build(cfg, world, open_dataset(cfg, world))
+    evaluated: list[int] = []
+
+    class Told(report.Silent):
+        def on_eval(self, state: State) -> None:
+            evaluated.append(state.step)
+
+    with StopFlag(tmp_path) as flag:
+        engine.fit(state, Store(tmp_path), flag, Told())
+    assert evaluated == [4, 7, 11, 14]
