@@ -58,6 +58,8 @@ def make_plan(cfg: Config, *, world_size: int, train_images: int, val_images: in
     if warmup > total:
         raise ConfigError(f"schedule.warmup: {warmup} steps are longer than the training ({total}); shorten it, e.g. 10%")
     _check_ramp(cfg, steps_per_epoch, total)
+    if cfg.ema.keep is not None and cfg.ema.every > total:
+        raise ConfigError(f"ema.every: {cfg.ema.every} steps are longer than the training ({total}); lower it")
     return Plan(
         world_size=world_size,
         train_images=train_images,

@@ -182,6 +182,9 @@ def opening(state: State, run_dir: Path) -> str:
         f"{units.count(plan.train_images, 'training image')}, {units.count(plan.val_images, 'validation image')}{left_out}; "
         f"{split}; {units.count(plan.total_steps, 'step')}, {plan.steps_per_epoch:,} an epoch",
     ]
+    missed = conformance.never_compared(cfg, plan)
+    if missed:
+        lines.append(f"warning: expect.top1: nothing is evaluated after epoch {missed[0]} with eval.every={cfg.eval.every}")
     if state.step:
         lines.append(f"going on after step {state.step} (epoch {state.epoch:.2f})")
     return "\n".join(lines)

@@ -53,6 +53,7 @@ def test_lengths_in_each_unit() -> None:
     [
         (("batch.micro=2000",), "batch.global"),
         (("batch.micro=10", "schedule.warmup=91ep"), "schedule.warmup"),
+        (("batch.micro=10", "ema.decay=0.9", "ema.every=9001"), "ema.every"),
         (("batch.micro=10", "train.epochs=0.001"), "train.epochs"),
     ],
 )
