@@ -85,7 +85,7 @@ def outside(table: bytes) -> list[str]:
         paths = [row.get("path") or "" for row in rows]
     except (UnicodeDecodeError, csv.Error):
         return []
-    return [path for path in paths if path.startswith("/") or posixpath.normpath(path).startswith("..")]
+    return [path for path in paths if path.startswith("/") or f"{posixpath.normpath(path)}/".startswith("../")]
 
 
 _MOST_CLASSES = 1_000_000

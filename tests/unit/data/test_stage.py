@@ -234,7 +234,9 @@ def test_a_list_of_images_that_would_not_be_copied_is_refused(path: str, small: 
     with pytest.raises(DataError, match=rf"train.csv lists 1 image outside of the folder \({path}\), which would stay"):
         stage(str(small), tmp_path / "node")
     assert not list((tmp_path / "node").glob("train*"))
-    (small / "train.csv").write_text("path,label\ntrain/cat/0.jpg,cat\n./val/../train/dog/0.jpg,dog\n")
+    (small / "..cat").mkdir()  # an ordinary name
+    (small / "train" / "cat" / "0.jpg").rename(small / "..cat" / "0.jpg")
+    (small / "train.csv").write_text("path,label\n..cat/0.jpg,cat\n./val/../train/dog/0.jpg,dog\n")
     assert stage(str(small), tmp_path / "node").files == 13
 
 
