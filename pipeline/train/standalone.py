@@ -92,13 +92,21 @@ def read(request: Request) -> Trained:
     if request.config is not None:
         cfg = load(request.config, request.overrides)
     elif "config" in about:
-        cfg = loads(about["config"], str(path), request.overrides)
+        cfg = _of_data(loads(about["config"], str(path), request.overrides), request)
     else:
         raise CheckpointError(
             f"{path}: does not hold its configuration; give one with --config configs/resnet50/nvidia_90ep.yaml"
         )
     names = about.get("class_names")
     return Trained(path, cfg, state, tuple(names) if names else None)
+
+
+def _of_data(cfg: Config, request: Request) -> Config:
+    """Return the configuration without the list of bad images of other data than is evaluated on."""
+    roots = [root.expanduser().resolve() for root in (cfg.data.root, cfg.data.stage_to) if root]
+    if request.data.expanduser().resolve() in roots or any(key.startswith("data.quarantine=") for key in request.overrides):
+        return cfg
+    return cfg.model_copy(update={"data": cfg.data.model_copy(update={"quarantine": None})})
 
 
 def _file(source: Path) -> Path:
