@@ -5,6 +5,7 @@ Not here: what the journal, the checkpoints and the tracker put into it.
 
 import json
 import re
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,4 +127,7 @@ def _recognise(cfg: Config, path: Path) -> RunDir:
             f"{path}: the run was started with another configuration ({shown}); "
             "use the same one, a new run.dir, or run.allow_changes=true"
         )
+    if before.get("data.quarantine") not in (None, now["data.quarantine"]):
+        listed = f"data.quarantine was {before['data.quarantine']}, is {now['data.quarantine'] or 'not set'}"
+        print(f"warning: {path}: {listed}; what only the former lists is trained on from now on", file=sys.stderr)
     return run

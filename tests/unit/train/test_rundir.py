@@ -47,6 +47,17 @@ def test_what_changes_learning_is_refused_by_name(tmp_path: Path, change: str) -
     rundir.prepare(cfg(f"run.dir={tmp_path}", change, "run.allow_changes=true"), tmp_path)
 
 
+def test_a_run_that_goes_on_without_its_list_of_bad_images_is_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rundir.prepare(cfg(f"run.dir={tmp_path}", "data.quarantine=bad.tsv"), tmp_path)
+    rundir.prepare(cfg(f"run.dir={tmp_path}", "data.quarantine=bad.tsv"), tmp_path)
+    assert capsys.readouterr().err == ""
+    for other, said in (("null", "not set"), ("new.tsv", "new.tsv")):
+        rundir.prepare(cfg(f"run.dir={tmp_path}", f"data.quarantine={other}"), tmp_path)
+        assert f"warning: {tmp_path}: data.quarantine was bad.tsv, is {said}; what only" in capsys.readouterr().err
+
+
 def test_directories_that_hold_something_else(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(UsageError, match=r"not empty \(it holds 'thesis.tex'\)"):
