@@ -6,14 +6,20 @@ Not here: what is in a split (`index`), and batches of it (`loader`).
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.config import Config
 from pipeline.data import sources, synthetic
 from pipeline.data.index import Index, open_index
 from pipeline.data.quarantine import Quarantine
 from pipeline.data.scan import some
 from pipeline.errors import DataError
+from pipeline.units import count
 from pipeline.world import World
 
+_LEAST_GOOD = 0.1
+"""Of a training split; with fewer good ones, drawing stand-ins might fail hours into a run."""
 _LAYOUT = "set it to a folder with train/<class>/* and val/<class>/*"
 
 
@@ -91,10 +97,33 @@ def quarantine(index: Index, split: str, cfg: Config) -> Quarantine:
     """Return the quarantine of a split as the configuration says.
 
     Raises:
-        DataError: if more images are bad than `data.max_bad_fraction`, or the list `data.quarantine` can't be read.
+        DataError: if more images are bad than `data.max_bad_fraction`, or the list `data.quarantine` can't be read or leaves
+            too few images.
     """
     lists = [cfg.data.quarantine] if cfg.data.quarantine else []
-    return Quarantine(index, split, cfg.data.max_bad_fraction, lists)
+    found = Quarantine(index, split, cfg.data.max_bad_fraction, lists)
+    if len(found.bad):
+        _check_left(index, split, found.bad)
+    return found
+
+
+def _check_left(index: Index, split: str, bad: NDArray[np.int64]) -> None:
+    left = len(index) - len(bad)
+    least = max(1, len(index) * _LEAST_GOOD) if split == "train" else 1
+    remedy = "take images off the list, or list those to use in"
+    if left < least:
+        raise DataError(
+            f"{index.folder}: bad images and the list data.quarantine leave {left:,} of {count(len(index), 'image')}, too few; "
+            f"{remedy} {index.folder}.csv"
+        )
+    if split == "train":
+        every, out = (np.bincount(labels, minlength=len(index.classes)) for labels in (index.labels, index.labels[bad]))
+        gone = [index.classes[label] for label in np.flatnonzero((every > 0) & (every == out)).tolist()]
+        if gone:
+            raise DataError(
+                f"{index.folder}: bad images and the list data.quarantine leave no image of "
+                f"{count(len(gone), 'class', 'classes')} ({some(gone)}); {remedy} {index.folder}.csv, without these classes"
+            )
 
 
 def _check_root(root: Path | None) -> Path:

@@ -36,6 +36,7 @@ class Index:
         bad: int64[bad], sorted samples whose header can't be read.
         shards: where the samples are in tar shards; None: each is a file.
         reasons: what was wrong with bad samples of a pack when it was made.
+        listed: int64[listed], sorted samples of a pack that a list of bad images named when it was made.
     """
 
     folder: Path
@@ -48,6 +49,7 @@ class Index:
     bad: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     shards: Shards | None = None
     reasons: Mapping[int, str] = field(default_factory=dict)
+    listed: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -205,6 +207,7 @@ def _load(place: Path, folder: Path) -> Index | None:
         bad=np.array(meta["bad"], np.int64),
         shards=found,
         reasons={int(sample): str(reason) for sample, reason in meta.get("reasons", {}).items()},
+        listed=np.array(meta.get("listed", []), np.int64),
         **arrays,
     )
     return None if _older_than_bad(place, index) else index

@@ -313,7 +313,9 @@ def _write_index(job: _Job, chunks: list[NDArray[np.int64]]) -> None:
     # Of no folder: a pack may be moved, and the same images give the same bytes wherever they are packed.
     listing = Listing(Path(), index.classes, names, index.labels.tolist(), {}, files, places)
     sizes = np.stack([rows["width"], rows["height"]], axis=1).astype(np.int32)
-    more = job.about() | {"shard_bytes": [(job.out / name).stat().st_size for name in files], "reasons": reasons}
+    sizes_of_files = [(job.out / name).stat().st_size for name in files]
+    left_out = {"reasons": reasons, "listed": job.quarantine.listed.tolist()}
+    more = job.about() | {"shard_bytes": sizes_of_files} | left_out
     with whole_folder(job.out / store.IN_PACK) as new:
         store.save(new, store.Content(Path(), listing, sizes, more))
 

@@ -70,20 +70,21 @@ class Quarantine:
         """
         self._index, self._split, self._max_fraction = index, split, max_fraction
         self._file: Path | None = None
+        self._taken = 0  # bytes of the file
         self._reasons: dict[int, str] = {}
         self.bad: order.Ints = index.bad
         self.unknown: list[str] = []
         self._learned = 0
         for path in lists:
             self.unknown += self._take(path)
-        self.listed = _numbers(self._reasons)
+        self.listed = np.union1d(_numbers(self._reasons), index.listed)
         self._known = len(self.bad)
         self._check()
 
     def count(self) -> int:
         """Return how many bad samples are known, to any rank that shares the run's file."""
-        if self._file is not None and self._file.is_file():
-            self._take(self._file)
+        if self._file is not None:
+            self._take_news(self._file)
         return len(self.bad)
 
     def good_images(self, world: World) -> int:
@@ -97,9 +98,8 @@ class Quarantine:
         Raises:
             DataError: if the file can't be read.
         """
-        if file.is_file():
-            self._take(file)
-            self._known = len(self.bad)
+        self._take_news(file)
+        self._known = len(self.bad)
         self._file = file
 
     def note_unreadable(self) -> None:
@@ -108,7 +108,8 @@ class Quarantine:
         Raises:
             DataError: if the file can't be written.
         """
-        new = [self._entry(int(sample)) for sample in self._index.bad if int(sample) not in self._reasons]
+        unlisted = np.setdiff1d(self._index.bad, self.listed).tolist()
+        new = [self._entry(sample) for sample in unlisted if sample not in self._reasons]
         if not new or self._file is None:
             return
         _append(self._file, new)
@@ -168,9 +169,15 @@ class Quarantine:
     def _take(self, path: Path) -> list[str]:
         """Take over the entries of a list; return the names that are not in the index."""
         entries = [entry for entry in read(path) if entry.split == self._split]
-        found = {entry: self._find(entry) for entry in entries}
-        self._add({sample: entry.reason for entry, sample in found.items() if sample is not None})
-        return [entry.name for entry, sample in found.items() if sample is None]
+        found = self._find(entries)
+        self._add({sample: entry.reason for entry, sample in found.items()})
+        return [entry.name for entry in dict.fromkeys(entries) if entry not in found]
+
+    def _take_news(self, file: Path) -> None:
+        size = file.stat().st_size if file.is_file() else 0
+        if size != self._taken:
+            self._take(file)
+            self._taken = size
 
     def _add(self, found: dict[int, str]) -> None:
         self.bad = np.union1d(self.bad, _numbers(found))
@@ -179,19 +186,23 @@ class Quarantine:
     def _entry(self, sample: int) -> Entry:
         return Entry(self._split, sample, self._index.name(sample), self.reason(sample))
 
-    def _find(self, entry: Entry) -> int | None:
-        """Return the sample that an entry means; its number is a hint, its name counts."""
-        index, name = self._index, os.fsencode(entry.name)
-        if 0 <= entry.sample < len(index) and index.encoded_name(entry.sample) == name:
-            return entry.sample
-        blob = index.names.tobytes()
-        at = blob.find(name)
-        while at >= 0:
-            sample = int(np.searchsorted(index.offsets, at, side="right")) - 1
-            if index.encoded_name(sample) == name:
-                return sample
-            at = blob.find(name, at + 1)
-        return None
+    def _find(self, entries: list[Entry]) -> dict[Entry, int]:
+        """Return the samples that entries mean, of those that there are; an entry's number is a hint, its name counts."""
+        index = self._index
+        found: dict[Entry, int] = {}
+        others: dict[bytes, list[Entry]] = {}
+        for entry in entries:
+            name = os.fsencode(entry.name)
+            if 0 <= entry.sample < len(index) and index.encoded_name(entry.sample) == name:
+                found[entry] = entry.sample
+            else:
+                others.setdefault(name, []).append(entry)
+        if others:  # one pass for all: searching for each takes hours for a long list of a large split
+            lengths = np.diff(index.offsets)
+            for sample in np.flatnonzero(np.isin(lengths, list(map(len, others)))).tolist():
+                for entry in others.pop(index.encoded_name(sample), ()):
+                    found[entry] = sample
+        return found
 
     def _check(self, news: list[str] | None = None) -> None:
         bad = np.setdiff1d(self.bad, self.listed)

@@ -365,6 +365,20 @@ def test_listed_images_are_left_out_of_a_pack_and_stay_so(small: Path, tmp_path:
             pack(small, tmp_path / "out", replace(settings, quarantine=other), tmp_path / "cache", 1)
 
 
+def test_what_was_left_out_of_a_pack_by_a_list_does_not_count_against_the_limit(small: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.tsv").write_text(Entry("train", 4, "dog/1.jpg", "a fish").line())
+    (small / "train" / "cat" / "0.jpg").write_bytes(b"")
+    settings = Settings(quarantine=tmp_path / "bad.tsv")
+    pack(small, tmp_path / "out", settings, tmp_path / "cache", 1)
+    pack(tmp_path / "out", tmp_path / "again", Settings(), None, 1)
+    for out in (tmp_path / "out", tmp_path / "again"):
+        index = open_index(out, "train", None)
+        assert (index.bad.tolist(), index.listed.tolist()) == ([0, 4], [4])
+        assert Quarantine(index, "train", 0.2).bad.tolist() == [0, 4]
+        with pytest.raises(DataError, match=r"1 image of 6 can't be read: cat/0.jpg \(is empty\); replace"):
+            Quarantine(index, "train", 0.1)
+
+
 def test_tars_made_elsewhere_are_indexed(packed: Path, images: Path, cache: Path, tmp_path: Path) -> None:
     for split in ("train", "val"):
         (tmp_path / split).mkdir()

@@ -1,7 +1,10 @@
 """Bad images: replaced in training, left out in evaluation, remembered, and too many of them an error."""
 
+import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from pipeline.data.batch import Batch
 from pipeline.data.dataset import Dataset, open_dataset
 from pipeline.data.loader import eval_loader, train_loader
 from pipeline.data.quarantine import Entry, Quarantine, read
+from pipeline.data.synthetic import make_index
 from pipeline.errors import DataError
 from pipeline.world import World
 
@@ -121,6 +125,64 @@ def test_what_the_user_lists_does_not_count_against_the_limit_and_keeps_its_reas
     (small / "train" / "dog").touch()
     with pytest.raises(DataError, match=r"1 image of 6 can't be read: dog/0.jpg \(is empty"):
         open_dataset(cfg, World())
+
+
+@pytest.mark.parametrize(
+    ("split", "names", "said"),
+    [
+        ("train", ["cat/0.jpg", "cat/1.jpg", "cat/2.jpg"], r"leave no image of 1 class \(cat\); take images off the list"),
+        ("train", [f"{name}/{k}.jpg" for name in ("cat", "dog") for k in range(3)], "leave 0 of 6 images, too few"),
+        ("val", [f"{name}/{k}.jpg" for name in ("cat", "dog") for k in range(3)], "leave 0 of 6 images, too few"),
+        ("val", ["cat/0.jpg", "cat/1.jpg", "cat/2.jpg"], ""),
+    ],
+)
+def test_a_list_that_leaves_too_little_is_refused_at_the_start(
+    split: str, names: list[str], said: str, small_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    (tmp_path / "list.tsv").write_text("".join(Entry(split, 0, name, "?").line() for name in names))
+    cfg = small_config(f"data.quarantine={tmp_path / 'list.tsv'}")
+    if not said:
+        assert open_dataset(cfg, World()).bad_images() == len(names)
+        return
+    with pytest.raises(DataError, match=said):
+        open_dataset(cfg, World())
+
+
+def test_a_list_that_leaves_hardly_any_to_stand_in_is_refused_at_the_start(
+    config: Callable[..., Config], tmp_path: Path
+) -> None:
+    shapes = ("data.executor=synthetic", "data.synthetic_train=1000", "data.synthetic_classes=2")
+    index = open_dataset(config(*shapes), World()).train
+    for listed, refused in ((890, False), (910, True)):
+        entries = [Entry("train", sample, index.name(sample), "?") for sample in range(listed)]
+        (tmp_path / "list.tsv").write_text("".join(entry.line() for entry in entries))
+        with pytest.raises(DataError, match="leave 90 of 1,000 images, too few") if refused else contextlib.nullcontext():
+            open_dataset(config(*shapes, f"data.quarantine={tmp_path / 'list.tsv'}"), World())
+
+
+class Counted(np.ndarray):
+    """Bytes of which is counted how many are copied."""
+
+    copied = 0
+
+    def tobytes(self, *args: Any) -> bytes:
+        Counted.copied += self.size
+        return super().tobytes(*args)
+
+
+def test_names_are_gone_through_once_for_a_long_list_of_other_images(tmp_path: Path) -> None:
+    encoded = [f"{k:06d}.jpg".encode() for k in range(2000)]
+    index = replace(
+        make_index("train", len(encoded), 10),
+        names=np.frombuffer(b"".join(encoded), np.uint8).view(Counted),
+        offsets=np.cumsum([0, *map(len, encoded)], dtype=np.uint32),
+    )
+    names = [f"no{k:04d}.jpg" for k in range(1000)] + [index.name(k) for k in range(1000)]
+    (tmp_path / "list.tsv").write_text("".join(Entry("train", k, name, "?").line() for k, name in enumerate(names)))
+    Counted.copied = 0
+    found = Quarantine(index, "train", 1.0, [tmp_path / "list.tsv"])
+    assert (len(found.unknown), found.bad.tolist()) == (1000, list(range(1000)))
+    assert Counted.copied <= 2 * len(index.names)
 
 
 def test_what_can_t_be_read_from_the_start_is_named_once_and_remembered(
