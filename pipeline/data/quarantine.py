@@ -96,11 +96,13 @@ class Quarantine:
         """Take over what an earlier start of the run learned, and remember in its file what is learned from now on.
 
         Raises:
-            DataError: if the file can't be read.
+            DataError: if the file can't be read, or there are too many bad images.
         """
         self._take_news(file)
         self._known = len(self.bad)
         self._file = file
+        if self._too_many(len(bad := self._unlisted())):  # what was mended since keeps its stand-in, but is no reason to stop
+            self._check(still=np.array([sample for sample in bad.tolist() if self._index.problem(sample)], np.int64))
 
     def note_unreadable(self) -> None:
         """Name the samples whose header can't be read, and note them in the run's file, unless a list or the file has them.
@@ -204,9 +206,15 @@ class Quarantine:
                     found[entry] = sample
         return found
 
-    def _check(self, news: list[str] | None = None) -> None:
-        bad = np.setdiff1d(self.bad, self.listed)
-        if len(bad) <= self._max_fraction * len(self._index):
+    def _unlisted(self) -> order.Ints:
+        return np.setdiff1d(self.bad, self.listed)
+
+    def _too_many(self, bad: int) -> bool:
+        return bad > self._max_fraction * len(self._index)
+
+    def _check(self, news: list[str] | None = None, still: order.Ints | None = None) -> None:
+        bad = self._unlisted() if still is None else still
+        if not self._too_many(len(bad)):
             return
         if news and len(bad) == len(news) == 1:
             raise DataError(f"{news[0]}; replace or remove this file and start again")

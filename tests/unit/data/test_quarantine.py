@@ -220,6 +220,22 @@ def test_quarantine_stops_the_run_with_a_list_when_it_is_too_large(
     assert str(failed.value).endswith("or raise data.max_bad_fraction")
 
 
+def test_a_run_with_too_many_bad_images_stops_again_until_they_are_mended(
+    small: Path, small_config: Callable[..., Config], plan_for: PlanFor, tmp_path: Path
+) -> None:
+    cfg = small_config("data.max_bad_fraction=0.2")
+    whole = (small / "train" / "dog" / "0.jpg").read_bytes()
+    data = open_dataset(cfg, World())
+    data.remember_bad(tmp_path / "bad.tsv", World())
+    spoil(small, "cat/1.jpg", "dog/0.jpg")
+    with pytest.raises(DataError, match="2 images of 6"):
+        list(train_loader(cfg, plan_for(cfg, data, World()), World(), data, 0))
+    with pytest.raises(DataError, match="2 images of 6 can't be read: cat/1.jpg"):
+        open_dataset(cfg, World()).remember_bad(tmp_path / "bad.tsv", World())
+    (small / "train" / "dog" / "0.jpg").write_bytes(whole)
+    open_dataset(cfg, World()).remember_bad(tmp_path / "bad.tsv", World())
+
+
 def test_quarantine_of_headers_is_known_from_the_start(
     small: Path, small_config: Callable[..., Config], plan_for: PlanFor
 ) -> None:
