@@ -105,10 +105,12 @@ def _timm_name(model: Model) -> str:
     """Return timm's own name of the network, once it is known to exist and the other keys leave it alone."""
     import timm  # takes two seconds, which only those who use it should spend
 
-    refused = [f"model.{key}" for key in ("block", *_SPEC_KEYS) if getattr(model, key) is not None]
-    refused += [f"model.{key}" for key in ("init", "blurpool", "prior_bias") if getattr(model, key) != getattr(Model(), key)]
+    plain = {key: getattr(Model(), key) for key in ("block", *_SPEC_KEYS, "init", "blurpool", "prior_bias")}
+    refused = [key for key, value in plain.items() if getattr(model, key) != value]
     if refused:
-        raise ConfigError(f"{', '.join(refused)}: timm decides this itself for model.name={model.name}; remove the key")
+        remedy = " ".join(f"model.{key}={'null' if plain[key] is None else str(plain[key]).lower()}" for key in refused)
+        keys = ", ".join(f"model.{key}" for key in refused)
+        raise ConfigError(f"{keys}: timm decides this itself for model.name={model.name}; remove the key, or add {remedy}")
     name = model.name.removeprefix(_TIMM)
     # Only registered names: create_model would also take `hf-hub:...` and fetch it.
     if name not in timm.list_models() and name not in timm.list_pretrained():
