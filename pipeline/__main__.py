@@ -176,7 +176,11 @@ def config_diff(a: Path, b: Path, json_to: str | None) -> None:
 @click.argument("config", type=_FILE)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--world", type=click.IntRange(1), default=1, show_default=True, help="Number of processes.")
-@click.option("--images", type=click.IntRange(1), help="Training images; default: what the recipe is for, else ImageNet's.")
+@click.option(
+    "--images",
+    type=click.IntRange(1),
+    help="Training images; default: what the recipe is for, else ImageNet's; data.root is not read.",
+)
 @click.option(
     "--classes", type=click.IntRange(1), help="Number of classes; default: CIFAR-10's where those are its images, else 1000."
 )
@@ -194,6 +198,7 @@ def config_plan(config: Path, overrides: tuple[str, ...], png: Path | None, json
     found = forecast(cfg, Question(asked["world"], images, classes, asked["img_s"]))
     if png is not None:
         draw(found, png)
+        click.echo(f"wrote {png}", err=True)
     _emit(found.as_dict(), json_to, lambda: render(found, cfg))
 
 

@@ -16,6 +16,7 @@ from pipeline.errors import UsageError
 from pipeline.train.rundir import HARMLESS
 
 SEED = "seed"
+_LONGEST = 60  # characters of a group's name
 _LOWER = re.compile(r"(loss|error|seconds|_s|wait|hours|_wh|_gb)$")
 _SPEED = re.compile(r"(per|_mb)_s$")
 _RESULT = re.compile(r"^(val|train)/(?!(lr|epoch)$)")
@@ -172,12 +173,20 @@ def group_names(runs: Sequence[RunData], by: str | None) -> list[str]:
         ", ".join(f"{key}={texts[i]}" for key, texts in telling.items()) or (run.config.get("run.name") or run.name)
         for i, run in enumerate(runs)
     ]
-    return [text if len(text) <= 60 else f"{text[:57]}..." for text in described] if _still_apart(described) else described
+    return _short(described, [str(run.config.get("run.name") or run.name) for run in runs])
 
 
-def _still_apart(names: Sequence[str]) -> bool:
-    """Return whether names cut to 60 signs tell as many groups apart as the whole names do."""
-    return len({name[:57] for name in names}) == len(set(names))
+def _short(described: Sequence[str], named: Sequence[str]) -> list[str]:
+    """Return a short name for each description, the same for the same: the description cut, or `named`, or cut and numbered."""
+    different = len(set(described))
+    cut = [text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..." for text in described]
+    for names in (cut, named):
+        if len(set(names)) == len(set(zip(names, described, strict=True))) == different:
+            return list(names)
+    numbers: dict[str, int] = {}
+    for text in described:
+        numbers.setdefault(text, len(numbers) + 1)
+    return [f"{numbers[text]}: {text[: _LONGEST - 10]}..." for text in described]
 
 
 def _named(run: RunData, key: str) -> Any:

@@ -198,7 +198,19 @@ def _explain_all(error: ValidationError, source: Source) -> list[str]:
             key, said = f"{key}.{inner}", rest
         found.setdefault(f"{place}: {key}: ", []).append(said)
     # the members of a union each have their say: `input should be 'auto'` or `a valid integer`
-    return [head + " or ".join(dict.fromkeys(said)) for head, said in found.items()]
+    return [head + _either(list(dict.fromkeys(said))) for head, said in found.items()]
+
+
+def _either(said: list[str]) -> str:
+    """Return what one or more members of a union say of the same value: `must be 'auto' or a valid integer, not 'x'`."""
+    first, *others = said
+    given = first.rpartition(", not ")[2]
+    if not others or not all(other.endswith(f", not {given}") for other in others):
+        return " or ".join(said)
+    plain = [
+        text.removesuffix(f", not {given}") for text in (first, *(other.removeprefix("input should be ") for other in others))
+    ]
+    return f"{' or '.join(plain)}, not {given}"
 
 
 def _explain(error: Any, loc: tuple[str, ...]) -> str:

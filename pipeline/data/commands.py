@@ -125,7 +125,7 @@ def pack(root: Path, out: Path | None, **options: Any) -> None:
 
     if options["check"]:
         found = compare(out or root, options["threads"])
-        emit(found, options["json_to"], lambda: "{folder}: {images:,} images in {shards:,} shards are whole".format(**found))
+        emit(found, options["json_to"], lambda: _checked(found))
         return
     if out is None:
         raise click.UsageError("Missing argument 'OUT'.")
@@ -133,6 +133,11 @@ def pack(root: Path, out: Path | None, **options: Any) -> None:
     rows = write(root, out, settings, options["cache"], options["threads"])
     line = "{images:>9,} images   {bad:>5} left out   {shards:>5} shards   {bytes:>15,} bytes   {folder}"
     emit(rows, options["json_to"], lambda: _listed(line, rows))
+
+
+def _checked(found: dict[str, Any]) -> str:
+    left_out = f"; {found['left_out']:,} more left out as bad" if found["left_out"] else ""
+    return "{folder}: {images:,} images in {shards:,} shards are whole".format(**found) + left_out
 
 
 @click.command("stage")

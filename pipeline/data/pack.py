@@ -321,12 +321,12 @@ def _write_index(job: _Job, chunks: list[NDArray[np.int64]]) -> None:
 
 
 def check(out: Path, threads: int) -> dict[str, Any]:
-    """Compare every sample of a pack with its checksum; return the numbers of images and of shards.
+    """Compare every sample of a pack with its checksum; return the numbers of images, of those left out, and of shards.
 
     Raises:
         DataError: naming the first few samples that differ, or if there is no pack.
     """
-    images, shards = 0, 0
+    images, left_out, shards = 0, 0, 0
     wrong: list[str] = []
     for split in ("train", "val"):
         folder = out.expanduser().absolute() / split
@@ -334,13 +334,13 @@ def check(out: Path, threads: int) -> dict[str, Any]:
             raise DataError(f"{folder}: no finished pack; make it with `python -m pipeline data pack ROOT {out}`")
         index = open_pack(folder)
         assert index.shards is not None
-        images, shards = images + len(index), shards + len(index.shards.files)
+        images, left_out, shards = images + len(index), left_out + len(index.bad), shards + len(index.shards.files)
         wrong += [str(index.path(sample)) for sample in _differing(index, threads)]
     if wrong:
         raise DataError(
             f"{out}: {count(len(wrong), 'sample')} damaged: {some(wrong)}; copy the shards again, or make the pack again"
         )
-    return {"folder": str(out), "images": images, "shards": shards}
+    return {"folder": str(out), "images": images - left_out, "left_out": left_out, "shards": shards}
 
 
 def _differing(index: Index, threads: int) -> list[int]:

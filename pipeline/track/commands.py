@@ -87,7 +87,6 @@ def ui(runs: tuple[str, ...], root: Path, uri: str | None, port: int | None) -> 
     if where.startswith("http"):
         click.echo(page(redact(where)))
     else:
-        click.echo("starting MLflow's interface, which takes some seconds ...", err=True)
         interface.serve(where, page, lambda text: click.echo(f"{text}\n(ends with Ctrl-C)"), port)
 
 

@@ -72,6 +72,7 @@ def serve(uri: str, page: Callable[[str], str], say: Callable[[str], None], port
     base = f"http://{HOST}:{port or free_port()}"
     server = _start(uri, base.rpartition(":")[2])
     try:
+        print("starting MLflow's interface, which takes some seconds ...", file=sys.stderr, flush=True)
         _wait(server, base)
         say(page(base))
         server.wait()

@@ -173,14 +173,18 @@ def opening(state: State, run_dir: Path) -> str:
     """Return what a run says of itself before it starts."""
     cfg, plan, world = state.cfg, state.plan, state.world
     parameters = weights.count_parameters(state.model) / 1e6
-    bad = state.dataset.bad_images()
-    left_out = f" ({bad:,} of them bad and left out)" if bad else ""
+    splits = (
+        (plan.train_images, "training image", state.dataset.bad_train),
+        (plan.val_images, "validation image", state.dataset.bad_val),
+    )
+    images = ", ".join(
+        units.count(n, name) + (f" ({bad:,} bad, left out)" if (bad := known.count()) else "") for n, name, known in splits
+    )
     split = f"{plan.global_batch} images a step = {world.size} x {plan.accumulation} x {plan.micro_batch}"
     lines = [
         f"{run_dir}",
         f"{cfg.model.name}, {parameters:.2f} M parameters, {plan.classes} classes, on {world.size} x {world.device.type}",
-        f"{units.count(plan.train_images, 'training image')}, {units.count(plan.val_images, 'validation image')}{left_out}; "
-        f"{split}; {units.count(plan.total_steps, 'step')}, {plan.steps_per_epoch:,} an epoch",
+        f"{images}; {split}; {units.count(plan.total_steps, 'step')}, {plan.steps_per_epoch:,} an epoch",
     ]
     missed = conformance.never_compared(cfg, plan)
     if missed:

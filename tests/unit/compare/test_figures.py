@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from pipeline.compare.figures import differences, group_names, lower_is_better, measure
+from pipeline.compare.figures import _short, differences, group_names, lower_is_better, measure
 from pipeline.compare.read import read_journal
 from pipeline.errors import UsageError
 from pipeline.track.journal import Journal
@@ -87,3 +87,14 @@ def test_the_end_of_a_run_is_no_part_of_the_time_to_its_last_evaluation(write):
     found = measure(read_journal(directory), "val/top1", target=0.75)
     assert (found.target.steps, found.target.seconds, found.seconds) == (20, 21.0, 50.0)
     assert found.target.device_hours == pytest.approx(42 / 3600) and found.device_hours == pytest.approx(100 / 3600)
+
+
+def test_names_of_groups_stay_short_and_apart():
+    long = [f"{'data.crop_scale=0.35, ' * 5}optim.lr={lr}" for lr in (0.1, 0.1, 0.2)]
+    assert _short(long, ["a", "a", "b"]) == ["a", "a", "b"]
+    for named in (["a", "a", "a"], ["a", "b", "c"]):  # of one name, or of two in a group
+        first, again, other = _short(long, named)
+        assert (first, first[:20], other[:20]) == (again, "1: data.crop_scale=0", "2: data.crop_scale=0")
+        assert max(map(len, (first, other))) <= 60
+    ends = [f"optim.lr={lr}, {'data.crop_scale=0.35, ' * 5}" for lr in (0.1, 0.1, 0.2)]
+    assert _short(ends, ["a", "a", "b"])[2] == ends[2][:57] + "..."

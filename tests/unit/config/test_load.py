@@ -197,3 +197,8 @@ def test_a_name_that_would_move_the_cursor_of_a_terminal_is_refused(tmp_path: Pa
     (line,) = problems(write(tmp_path / "c.yaml", yaml.safe_dump({"run": {"name": name}})))
     assert "run.name: must be printable, without line breaks" in line and line.isprintable()
     assert load(write(tmp_path / "c.yaml", "run: {name: größe 7}\n")).run.name == "größe 7"
+
+
+def test_members_of_a_union_speak_of_a_value_together() -> None:
+    with pytest.raises(ConfigError, match=r"^command line: batch.global: must be 'auto' or a valid integer, not 'abc'$"):
+        load(None, ["batch.global=abc"])

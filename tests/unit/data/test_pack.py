@@ -271,7 +271,7 @@ def test_a_full_disk_keeps_what_is_finished(small: Path, tmp_path: Path, monkeyp
     assert [path.name for path in (tmp_path / "out" / "train").glob("*.tar")] == ["train-000000.tar"]
     assert not list((tmp_path / "out" / "train").glob(".*.tmp"))
     pack(small, tmp_path / "out", Settings(shard_images=2), tmp_path, 1)
-    assert check(tmp_path / "out", 2) == {"folder": str(tmp_path / "out"), "images": 12, "shards": 6}
+    assert check(tmp_path / "out", 2) == {"folder": str(tmp_path / "out"), "images": 12, "left_out": 0, "shards": 6}
 
 
 def test_check_names_damaged_samples(small: Path, tmp_path: Path) -> None:
@@ -359,7 +359,7 @@ def test_listed_images_are_left_out_of_a_pack_and_stay_so(small: Path, tmp_path:
         assert [row["first_bad"] for row in rows] == [["dog/1.jpg: a fish"], []]
     index = open_index(tmp_path / "out", "train", None)
     assert (index.bad.tolist(), index.reason(4)) == ([4], "a fish")
-    assert check(tmp_path / "out", 1)["images"] == 12
+    assert check(tmp_path / "out", 1) == {"folder": str(tmp_path / "out"), "images": 11, "left_out": 1, "shards": 6}
     for other in (None, lists[1]):
         with pytest.raises(DataError, match="holds a pack made with another list of bad images; choose another folder"):
             pack(small, tmp_path / "out", replace(settings, quarantine=other), tmp_path / "cache", 1)

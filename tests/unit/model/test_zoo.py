@@ -87,7 +87,10 @@ def test_initialisation_keys_arrive(zero: bool) -> None:
         ({"name": "resnet18", "block": "plain", "bottlenecks": (1, 1, 1, 1)}, ["model.block", "model.bottlenecks"]),
         ({"name": "resnet18", "block": "bottleneck"}, ["model.block", "model.bottlenecks"]),
         ({"name": "resnet18", "block": "plain", "shortcut": "A"}, ["model.shortcut", "model.block=plain"]),
-        ({"name": "timm/resnet18", "shortcut": "A", "n_blocks": (1,)}, ["model.n_blocks, model.shortcut", "add model.n_blocks=null model.shortcut=null"]),
+        (
+            {"name": "timm/resnet18", "shortcut": "A", "n_blocks": (1,)},
+            ["model.n_blocks, model.shortcut", "add model.n_blocks=null model.shortcut=null"],
+        ),
         ({"name": "timm/resnet18", "block": "basic"}, ["model.block", "remove"]),
         ({"name": "timm/resnet18", "init": "default"}, ["model.init", "remove the key, or add model.init=kaiming_fan_out"]),
     ],
