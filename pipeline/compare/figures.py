@@ -186,7 +186,8 @@ def _short(described: Sequence[str], named: Sequence[str]) -> list[str]:
     numbers: dict[str, int] = {}
     for text in described:
         numbers.setdefault(text, len(numbers) + 1)
-    return [f"{numbers[text]}: {text[: _LONGEST - 10]}..." for text in described]
+    numbered = [f"{numbers[text]}: {text}" for text in described]
+    return [text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..." for text in numbered]
 
 
 def _named(run: RunData, key: str) -> Any:

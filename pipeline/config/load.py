@@ -204,7 +204,7 @@ def _explain_all(error: ValidationError, source: Source) -> list[str]:
 def _either(said: list[str]) -> str:
     """Return what one or more members of a union say of the same value: `must be 'auto' or a valid integer, not 'x'`."""
     first, *others = said
-    given = first.rpartition(", not ")[2]
+    given = first.partition(", not ")[2]
     if not others or not all(other.endswith(f", not {given}") for other in others):
         return " or ".join(said)
     plain = [

@@ -24,8 +24,6 @@ class Plan:
     steps_per_epoch: int
     total_steps: int
     warmup_steps: int
-    eval_every: int
-    checkpoint_every: int
     log_every: int
     eval_batch: int
     peak_lr: float
@@ -71,8 +69,6 @@ def make_plan(cfg: Config, *, world_size: int, train_images: int, val_images: in
         steps_per_epoch=steps_per_epoch,
         total_steps=total,
         warmup_steps=warmup,
-        eval_every=max(1, cfg.eval.every.steps(steps_per_epoch, total)),
-        checkpoint_every=max(1, cfg.train.checkpoint_every.steps(steps_per_epoch, total)),
         log_every=min(cfg.train.log_every, steps_per_epoch),
         eval_batch=cfg.eval.batch or cfg.batch.micro,
         peak_lr=cfg.optim.lr * (global_batch / cfg.optim.lr_per if cfg.optim.lr_per else 1.0),

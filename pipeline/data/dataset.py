@@ -103,26 +103,23 @@ def quarantine(index: Index, split: str, cfg: Config) -> Quarantine:
     lists = [cfg.data.quarantine] if cfg.data.quarantine else []
     found = Quarantine(index, split, cfg.data.max_bad_fraction, lists)
     if len(found.bad):
-        _check_left(index, split, found.bad)
+        _check_left(index, split, found.bad, "bad images and the list data.quarantine" if lists else "bad images")
     return found
 
 
-def _check_left(index: Index, split: str, bad: NDArray[np.int64]) -> None:
+def _check_left(index: Index, split: str, bad: NDArray[np.int64], who: str) -> None:
     left = len(index) - len(bad)
     least = max(1, len(index) * _LEAST_GOOD) if split == "train" else 1
-    remedy = "take images off the list, or list those to use in"
+    remedy = "mend images, take some off a list, or train on a data root without "
     if left < least:
-        raise DataError(
-            f"{index.folder}: bad images and the list data.quarantine leave {left:,} of {count(len(index), 'image')}, too few; "
-            f"{remedy} {index.folder}.csv"
-        )
+        raise DataError(f"{index.folder}: {who} leave {left:,} of {count(len(index), 'image')}, too few; {remedy}the others")
     if split == "train":
         every, out = (np.bincount(labels, minlength=len(index.classes)) for labels in (index.labels, index.labels[bad]))
         gone = [index.classes[label] for label in np.flatnonzero((every > 0) & (every == out)).tolist()]
         if gone:
             raise DataError(
-                f"{index.folder}: bad images and the list data.quarantine leave no image of "
-                f"{count(len(gone), 'class', 'classes')} ({some(gone)}); {remedy} {index.folder}.csv, without these classes"
+                f"{index.folder}: {who} leave no image of {count(len(gone), 'class', 'classes')} ({some(gone)}); "
+                f"{remedy}{'this class' if len(gone) == 1 else 'these classes'}"
             )
 
 

@@ -115,7 +115,7 @@ def _job(index: Index, split: str, out: Path, settings: Settings) -> _Job:
     lists = [settings.quarantine] if settings.quarantine else []
     quarantine = Quarantine(index, split, 1.0, lists)
     if settings.quarantine:
-        quarantine.warn_of_unknown(settings.quarantine)
+        quarantine.warn_of_unknown(settings.quarantine, "--quarantine")
     return _Job(index, split, out, settings, quarantine, frozenset(quarantine.bad.tolist()))
 
 

@@ -3,6 +3,7 @@
 Not here: finding out what is wrong with an image (`index`, `verify`).
 """
 
+import errno
 import os
 import re
 import sys
@@ -25,6 +26,7 @@ FILE = "quarantine.tsv"
 """Name of a run's own list, in its directory."""
 _REPLACE = 1 << 16  # a stream of random numbers apart from those in `order`
 _TRIES = 256
+_FIELDS = 4
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Quarantine:
         self.bad: order.Ints = index.bad
         self.unknown: list[str] = []
         self._learned = 0
+        self._mended: order.Ints = np.empty(0, np.int64)
         for path in lists:
             self.unknown += self._take(path)
         self.listed = np.union1d(_numbers(self._reasons), index.listed)
@@ -102,7 +105,8 @@ class Quarantine:
         self._known = len(self.bad)
         self._file = file
         if self._too_many(len(bad := self._unlisted())):  # what was mended since keeps its stand-in, but is no reason to stop
-            self._check(still=np.array([sample for sample in bad.tolist() if self._index.problem(sample)], np.int64))
+            self._mended = _numbers(sample for sample in bad.tolist() if not self._index.problem(sample))
+            self._check()
 
     def note_unreadable(self) -> None:
         """Name the samples whose header can't be read, and note them in the run's file, unless a list or the file has them.
@@ -156,21 +160,21 @@ class Quarantine:
         """Return what is wrong with a bad sample."""
         return self._reasons.get(sample) or self._index.reason(sample)
 
-    def warn_of_unknown(self, path: Path) -> None:
-        """Say which images of a list the split lacks."""
+    def warn_of_unknown(self, path: Path, option: str = "data.quarantine") -> None:
+        """Say which images of a list the split lacks; `option` is where the user named it."""
         # Not an error: the files may have been removed since, as they should be. But it may be another data set's list.
         if self.unknown:
             named = some([repr(name) for name in self.unknown])
             text = f"lists {count(len(self.unknown), 'image')} that {self._split} lacks: {named}"
-            tqdm.write(f"warning: data.quarantine: {path} {text}", file=sys.stderr)
+            tqdm.write(f"warning: {option}: {path} {text}", file=sys.stderr)
 
     def good(self, ids: order.Ints) -> order.Ints:
         """Return those of the samples `ids` that are not known to be bad."""
         return ids[~np.isin(ids, self.bad)] if len(self.bad) else ids
 
-    def _take(self, path: Path) -> list[str]:
+    def _take(self, path: Path, *, torn: bool = False) -> list[str]:
         """Take over the entries of a list; return the names that are not in the index."""
-        entries = [entry for entry in read(path) if entry.split == self._split]
+        entries = [entry for entry in read(path, torn=torn) if entry.split == self._split]
         found = self._find(entries)
         self._add({sample: entry.reason for entry, sample in found.items()})
         return [entry.name for entry in dict.fromkeys(entries) if entry not in found]
@@ -178,7 +182,7 @@ class Quarantine:
     def _take_news(self, file: Path) -> None:
         size = file.stat().st_size if file.is_file() else 0
         if size != self._taken:
-            self._take(file)
+            self._take(file, torn=True)
             self._taken = size
 
     def _add(self, found: dict[int, str]) -> None:
@@ -204,16 +208,18 @@ class Quarantine:
             for sample in np.flatnonzero(np.isin(lengths, list(map(len, others)))).tolist():
                 for entry in others.pop(index.encoded_name(sample), ()):
                     found[entry] = sample
+                if not others:
+                    break
         return found
 
     def _unlisted(self) -> order.Ints:
-        return np.setdiff1d(self.bad, self.listed)
+        return np.setdiff1d(self.bad, np.union1d(self.listed, self._mended))
 
     def _too_many(self, bad: int) -> bool:
         return bad > self._max_fraction * len(self._index)
 
-    def _check(self, news: list[str] | None = None, still: order.Ints | None = None) -> None:
-        bad = self._unlisted() if still is None else still
+    def _check(self, news: list[str] | None = None) -> None:
+        bad = self._unlisted()
         if not self._too_many(len(bad)):
             return
         if news and len(bad) == len(news) == 1:
@@ -229,8 +235,8 @@ class Quarantine:
         )
 
 
-def read(path: Path) -> list[Entry]:
-    """Read a quarantine file; the last line may be cut off, as a process that was killed leaves it.
+def read(path: Path, *, torn: bool = False) -> list[Entry]:
+    """Read a quarantine file; the last line may be cut off, as a process that was killed leaves it, with `torn` any line.
 
     Raises:
         DataError: if it can't be read or is something else.
@@ -238,7 +244,8 @@ def read(path: Path) -> list[Entry]:
     try:
         lines = path.expanduser().read_bytes().decode("utf-8", "surrogateescape").split("\n")[:-1]
         rows = [[_plain(text) for text in line.split("\t")] for line in lines]
-        return [Entry(split, int(sample), name, reason) for split, sample, name, reason in rows]
+        whole = [row for row in rows if len(row) == _FIELDS and row[1].isdecimal()] if torn else rows
+        return [Entry(split, int(sample), name, reason) for split, sample, name, reason in whole]
     except OSError as error:
         raise DataError(f"data.quarantine: {path}: {error.strerror}; {VERIFY} --quarantine FILE makes one") from error
     except ValueError as error:
@@ -253,9 +260,13 @@ def _append(path: Path, entries: list[Entry]) -> None:
     text = "".join(entry.line() for entry in entries).encode("utf-8", errors="surrogateescape")
     try:
         # One write to a file opened for appending: ranks that do so at once don't get into each other's lines.
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         try:
-            os.write(fd, text)
+            size = os.fstat(fd).st_size
+            if size and os.pread(fd, 1, size - 1) != b"\n":  # a killed process or a full disk cut the last line off
+                text = b"\n" + text
+            if os.write(fd, text) < len(text):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         finally:
             os.close(fd)
     except OSError as error:

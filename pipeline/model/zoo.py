@@ -44,13 +44,13 @@ def check_sides(cfg: Config) -> None:
     """
     if not cfg.model.name.startswith(_TIMM):
         return
-    for side in (cfg.resize.start or cfg.data.resolution, cfg.data.resolution, cfg.eval.crop):
+    for side in dict.fromkeys((cfg.resize.start or cfg.data.resolution, cfg.data.resolution, cfg.eval.crop)):
         try:
             with torch.device("meta"), torch.no_grad():
                 build(cfg.model, 2).eval()(torch.empty(1, 3, side, side))
         except AssertionError as error:
             raise ConfigError(
-                f"model.name: {cfg.model.name} can't take images of {side} pixels ({error}); "
+                f"model.name: {cfg.model.name} can't take images of {side} pixels{f' ({error})' if str(error) else ''}; "
                 "set data.resolution, resize.start and eval.crop to what it takes"
             ) from error
         except RuntimeError:  # not every network can be tried without its numbers

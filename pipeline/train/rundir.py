@@ -112,6 +112,10 @@ def prepare(cfg: Config, path: Path) -> RunDir:
     return run
 
 
+def _place(path: str | None) -> Path | None:
+    return Path(path).expanduser().resolve() if path else None
+
+
 def _recognise(cfg: Config, path: Path) -> RunDir:
     try:
         about = json.loads((path / "run.json").read_text(encoding="utf-8"))
@@ -127,7 +131,7 @@ def _recognise(cfg: Config, path: Path) -> RunDir:
             f"{path}: the run was started with another configuration ({shown}); "
             "use the same one, a new run.dir, or run.allow_changes=true"
         )
-    if before.get("data.quarantine") not in (None, now["data.quarantine"]):
+    if _place(before.get("data.quarantine")) not in (None, _place(now["data.quarantine"])):
         listed = f"data.quarantine was {before['data.quarantine']}, is {now['data.quarantine'] or 'not set'}"
         print(f"warning: {path}: {listed}; what only the former lists is trained on from now on", file=sys.stderr)
     return run

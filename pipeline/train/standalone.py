@@ -4,6 +4,7 @@ Not here: the evaluation itself (`evaluate`) and reading weights (`model.weights
 """
 
 import json
+import sys
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -103,9 +104,13 @@ def read(request: Request) -> Trained:
 
 def _of_data(cfg: Config, request: Request) -> Config:
     """Return the configuration without the list of bad images of other data than is evaluated on."""
-    roots = [root.expanduser().resolve() for root in (cfg.data.root, cfg.data.stage_to) if root]
+    places = (cfg.data.root, cfg.data.stage_to, cfg.data.stage_from)
+    roots = [Path(str(place).removeprefix("file://")).expanduser().resolve() for place in places if place]
     if request.data.expanduser().resolve() in roots or any(key.startswith("data.quarantine=") for key in request.overrides):
         return cfg
+    if cfg.data.quarantine:
+        text = f"{request.data} is other data than was trained on, whose list {cfg.data.quarantine} is not used"
+        print(f"note: {text}; data.quarantine=FILE gives another", file=sys.stderr)
     return cfg.model_copy(update={"data": cfg.data.model_copy(update={"quarantine": None})})
 
 

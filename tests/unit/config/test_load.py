@@ -200,5 +200,8 @@ def test_a_name_that_would_move_the_cursor_of_a_terminal_is_refused(tmp_path: Pa
 
 
 def test_members_of_a_union_speak_of_a_value_together() -> None:
-    with pytest.raises(ConfigError, match=r"^command line: batch.global: must be 'auto' or a valid integer, not 'abc'$"):
-        load(None, ["batch.global=abc"])
+    for value in ("abc", "a, not b"):
+        with pytest.raises(
+            ConfigError, match=rf"^command line: batch.global: must be 'auto' or a valid integer, not '{value}'$"
+        ):
+            load(None, [f"batch.global={value}"])

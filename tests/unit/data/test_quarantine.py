@@ -130,7 +130,11 @@ def test_what_the_user_lists_does_not_count_against_the_limit_and_keeps_its_reas
 @pytest.mark.parametrize(
     ("split", "names", "said"),
     [
-        ("train", ["cat/0.jpg", "cat/1.jpg", "cat/2.jpg"], r"leave no image of 1 class \(cat\); take images off the list"),
+        (
+            "train",
+            ["cat/0.jpg", "cat/1.jpg", "cat/2.jpg"],
+            r"leave no image of 1 class \(cat\); mend images, take some off a list",
+        ),
         ("train", [f"{name}/{k}.jpg" for name in ("cat", "dog") for k in range(3)], "leave 0 of 6 images, too few"),
         ("val", [f"{name}/{k}.jpg" for name in ("cat", "dog") for k in range(3)], "leave 0 of 6 images, too few"),
         ("val", ["cat/0.jpg", "cat/1.jpg", "cat/2.jpg"], ""),
@@ -234,6 +238,25 @@ def test_a_run_with_too_many_bad_images_stops_again_until_they_are_mended(
         open_dataset(cfg, World()).remember_bad(tmp_path / "bad.tsv", World())
     (small / "train" / "dog" / "0.jpg").write_bytes(whole)
     open_dataset(cfg, World()).remember_bad(tmp_path / "bad.tsv", World())
+    (small / "train" / "cat" / "1.jpg").write_bytes(whole)
+    again = open_dataset(cfg, World())
+    again.remember_bad(tmp_path / "bad.tsv", World())
+    again.bad_train.learn({4: "torn"})  # the two that were mended do not count
+    with pytest.raises(DataError, match="2 images of 6 can't be read"):
+        again.bad_train.learn({5: "torn"})
+
+
+def test_a_run_s_file_whose_last_line_was_cut_off_is_gone_on_with(
+    small: Path, small_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    (tmp_path / "bad.tsv").write_text("train\t1\tcat/1.jpg\ttorn\ntrain\t2\tcat/")
+    for _ in range(2):
+        data = open_dataset(small_config(), World())
+        data.remember_bad(tmp_path / "bad.tsv", World())
+        data.bad_val.learn({3: "torn"})
+        assert (data.bad_train.bad.tolist(), data.bad_val.bad.tolist()) == ([1], [3])
+    with pytest.raises(DataError, match="not a quarantine file"):  # as a list of the user's
+        read(tmp_path / "bad.tsv")
 
 
 def test_quarantine_of_headers_is_known_from_the_start(

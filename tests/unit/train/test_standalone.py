@@ -15,6 +15,7 @@ from pipeline.train.standalone import Request, read
     [
         ("trained", (), "bad.tsv"),
         ("other", (), None),
+        ("staged", (), "bad.tsv"),
         ("other", ("data.quarantine=own.tsv",), "own.tsv"),
         ("trained", ("data.quarantine=null",), None),
     ],
@@ -22,7 +23,8 @@ from pipeline.train.standalone import Request, read
 def test_a_list_of_bad_images_is_of_the_data_it_was_given_with(
     data: str, overrides: tuple[str, ...], used: str | None, tmp_path: Path
 ) -> None:
-    cfg = load(None, [f"data.root={tmp_path / 'trained'}", "data.quarantine=bad.tsv"])
+    places = [f"data.root={tmp_path / 'trained'}", f"data.stage_from=file://{tmp_path / 'staged'}", f"data.stage_to={tmp_path}"]
+    cfg = load(None, [*places, "data.quarantine=bad.tsv"])
     weights.save(torch.nn.Linear(1, 1), tmp_path / "w.safetensors", {"config": to_yaml(cfg)})
     found = read(Request(tmp_path / "w.safetensors", tmp_path / data, overrides)).cfg
     assert found.data.quarantine == (Path(used) if used else None)
