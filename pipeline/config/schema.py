@@ -176,7 +176,7 @@ class Batch(Section):
     @model_validator(mode="after")
     def _divides(self) -> Self:
         if self.global_ != "auto" and self.global_ % self.micro:
-            raise ValueError(f"global ({self.global_}) is not a multiple of micro ({self.micro})")
+            raise ValueError(f"global: {self.global_} is not a multiple of batch.micro ({self.micro}); change one of the two")
         return self
 
 
