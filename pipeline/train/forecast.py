@@ -20,9 +20,9 @@ from pipeline.model import weights, zoo
 from pipeline.recipe.schedule import learning_rate
 from pipeline.train.precision import resolve
 
+# Training images, validation images, classes.
 IMAGENET = (1_281_167, 50_000, 1000)
 CIFAR10 = (50_000, 10_000, 10)
-"""Training images, validation images, classes."""
 _MOMENTS = {"sgd": 1, "sgdw": 1, "lars": 1, "adamw": 2, "lamb": 2}
 _POINTS, _COLUMNS, _ROWS = 1009, 63, 8  # 16 points a column
 
