@@ -33,13 +33,12 @@ def index(root: Path, cache: Path | None, json_to: str | None) -> None:
     takes long. An interrupted index goes on where it was.
     """
     from pipeline.data.index import build
-    from pipeline.data.pack import first_bad
 
     rows = []
     for split in ("train", "val"):
         found = build(root, split, cache)
         row = {"folder": str(found.folder), "images": len(found), "classes": len(found.classes), "bad": len(found.bad)}
-        rows.append(row | {"first_bad": first_bad(found)})
+        rows.append(row | {"first_bad": found.first_bad()})
     emit(rows, json_to, lambda: _listed("{images:>9,} images   {classes:>5} classes   {bad:>5} unreadable   {folder}", rows))
 
 

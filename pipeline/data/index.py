@@ -97,6 +97,10 @@ class Index:
             return image.describe(error)
         return "changed since it was indexed"
 
+    def first_bad(self) -> list[str]:
+        """Return the first few bad samples' names, each with why its header can't be read."""
+        return [f"{self.name(sample)}: {self.reason(sample)}" for sample in self.bad[: scan.NAMED].tolist()]
+
     def problem(self, sample: int) -> str | None:
         """Return what is wrong with a sample, or None."""
         return image.problem(self.source(sample), (int(self.widths[sample]), int(self.heights[sample])))

@@ -26,7 +26,7 @@ from pipeline.data.index import Index, open_index, open_pack
 from pipeline.data.order import permute
 from pipeline.data.parallel import in_order, one_at_a_time
 from pipeline.data.quarantine import Quarantine
-from pipeline.data.scan import NAMED, Listing, some
+from pipeline.data.scan import Listing, some
 from pipeline.errors import DataError, UsageError
 from pipeline.files import write_atomically
 from pipeline.units import count
@@ -102,13 +102,8 @@ def pack(root: Path, out: Path, settings: Settings, cache: Path | None, threads:
         _pack_split(job, threads)
         meta = store.pack_meta(job.out)
         row = {"folder": str(job.out), "images": len(job.index), "bad": len(meta["bad"]), "shards": len(meta["shards"])}
-        rows.append(row | {"bytes": sum(meta["shard_bytes"]), "first_bad": first_bad(open_pack(job.out))})
+        rows.append(row | {"bytes": sum(meta["shard_bytes"]), "first_bad": open_pack(job.out).first_bad()})
     return rows
-
-
-def first_bad(index: Index) -> list[str]:
-    """Return the first few bad images of an index, each with what is wrong with it."""
-    return [f"{index.name(sample)}: {index.reason(sample)}" for sample in index.bad[:NAMED].tolist()]
 
 
 def _job(index: Index, split: str, out: Path, settings: Settings) -> _Job:
