@@ -32,8 +32,8 @@ def cli(with_traceback: bool) -> None:
     """Train image classifiers: from a folder of images to a trained, tracked, comparable network.
 
     \b
-    Exit codes: 0 done, 2 bad input, 75 stopped on request with the state saved (run the same command
-    with run.dir=DIR to go on), 1 any other failure.
+    Exit codes: 0 done, 2 bad input, 69 trouble that may pass (launchers try again), 70 would fail again the same way,
+    75 stopped on request with the state saved (run the same command with run.dir=DIR to resume), 1 any other failure.
     """  # noqa: D301
 
 

@@ -44,15 +44,22 @@ class WorldError(PipelineError):
 
 
 class TrainingError(PipelineError):
-    """Training that can't go on, such as a loss that is no longer finite."""
+    """Training that would fail again the same way, such as a loss that is no longer finite; launchers don't repeat it."""
 
-    exit_code = 1
+    exit_code = 70  # EX_SOFTWARE of sysexits.h
 
 
-class PeerLost(PipelineError):
-    """Training that can't go on because other ranks answer no more; launchers start the processes again."""
+class TransientError(PipelineError):
+    """Trouble from outside that may pass: a full or unreachable file system, a lock of a dead host, a node that is late.
 
-    exit_code = 1
+    It is raised after waiting and trying again; launchers start the training again, from its last checkpoint.
+    """
+
+    exit_code = 69  # EX_UNAVAILABLE of sysexits.h
+
+
+class PeerLost(TransientError):
+    """Training that can't go on because other ranks stopped responding; launchers start the processes again."""
 
 
 class Regression(PipelineError):
