@@ -201,6 +201,8 @@ class Train(Section):
     """Number of newest checkpoints kept; the best is kept beside them."""
     max_time: Annotated[float, Field(gt=0)] | None = None
     """Seconds after which the training saves its state and stops with exit code 75, to be continued. Null: no limit."""
+    retry_s: Annotated[float, Field(ge=0)] = 60
+    """Seconds to wait for trouble that may pass (a full disk, a lock of a dead host) before exiting with code 69."""
 
     @field_validator("checkpoint_every")
     @classmethod

@@ -27,7 +27,7 @@ _STAMP = re.compile(r"-\d{8}-\d{6}-([0-9a-f]{6})$")
 HARMLESS = re.compile(
     r"^(run|track|dist|launch|eval|expect)\."
     r"|^data\.(root|stage_from|stage_to|cache|threads|prefetch|device|quarantine|max_bad_fraction)$"
-    r"|^train\.(log_every|checkpoint_every|keep_checkpoints|max_time|compile)$"
+    r"|^train\.(log_every|checkpoint_every|keep_checkpoints|max_time|retry_s|compile)$"
 )
 """Keys that may differ when a run is continued: they do not change what is learned."""
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 LEVELS = [
     "errors",
+    "retry",
     "units",
     "redact",
     "files",
