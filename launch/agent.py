@@ -25,6 +25,7 @@ from torch.distributed.elastic.rendezvous.api import RendezvousConnectionError, 
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from launch import network, worker
+from pipeline import cpus
 from pipeline.errors import Stopped, UsageError, WorldError
 from pipeline.track.identity import TAGS, typed
 from pipeline.train.preemption import SIGNALS
@@ -141,7 +142,7 @@ def _environment(group: Group, folder: Path) -> Iterator[str | None]:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", network.interface_of(address))
     # Else the workers of a restart share a store with those before them, and find the addresses of the dead in it.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // group.nproc)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpus.available() // group.nproc)))
     os.environ[worker.FOLDER], os.environ[worker.AGENT] = str(folder), str(os.getpid())
     tags = json.loads(os.environ.get(TAGS, "{}"))
     os.environ[TAGS] = json.dumps({"command": shlex.join(typed(sys.argv))} | tags)  # a job knows what submitted it

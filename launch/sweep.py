@@ -26,7 +26,7 @@ import yaml
 from launch import agent, requeue, slurm, snapshot
 from launch.job import Task
 from launch.snapshot import Folder
-from pipeline import units
+from pipeline import cpus, units
 from pipeline.config import Config, as_tree, digest, flat, load
 from pipeline.errors import ConfigError, Stopped, UsageError
 from pipeline.track.identity import TAGS, new_uid
@@ -337,7 +337,7 @@ def run_here(sweep: Sweep, jobs: int, nproc: int | None) -> dict[int, int]:
     """
     env = os.environ | {TAGS: json.dumps(snapshot.tags() | parent(sweep))}
     # Each member would take all cores for itself.
-    env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // (jobs * agent.processes(nproc)))))
+    env.setdefault("OMP_NUM_THREADS", str(max(1, cpus.available() // (jobs * agent.processes(nproc)))))
     children = Children()
 
     def one(index: int) -> int:

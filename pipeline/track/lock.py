@@ -3,19 +3,25 @@
 Not here: what a lock protects.
 """
 
+import errno
 import fcntl
 import json
 import os
 import socket
-import time
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
-from pipeline.errors import UsageError
+from pipeline.errors import TransientError, UsageError
+from pipeline.retry import may_pass, retry
 
 RUN_LOCK = "run.lock"
-_TRIES = 20
-_PAUSE_S = 0.05
+
+
+def _opened(pid: int) -> Iterator[Path]:
+    """Yield the files that a process has open, those that are still there."""
+    return (fd for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.exists())
 
 
 class FileLock:
@@ -60,6 +66,18 @@ class FileLock:
         except (OSError, ValueError, KeyError, TypeError):
             return "pid unknown"
 
+    def holder_lives_here(self) -> bool:
+        """Return whether the process that the file names runs on this host and has the file open."""
+        try:
+            found = json.loads(self.path.read_text())
+            if found["host"] != socket.gethostname():
+                return False
+            return any(fd.samefile(self.path) for fd in _opened(int(found["pid"])))
+        except PermissionError:  # another user's process lives, and its files can't be looked at
+            return True
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
     def held(self) -> bool:
         """Return whether any process holds the lock now.
 
@@ -82,31 +100,52 @@ class FileLock:
 class RunLock:
     """The right to write in a run directory: held by rank 0 for as long as it lives."""
 
-    def __init__(self, run_dir: Path) -> None:
-        """Take no lock yet; `acquire` or a `with` block does."""
+    def __init__(self, run_dir: Path, wait_s: float = 1.0) -> None:
+        """Take no lock yet; `acquire` or a `with` block does, and waits `wait_s` for a holder that is not seen to live."""
         self.run_dir = run_dir
+        self._wait_s = wait_s
         self._lock = FileLock(run_dir / RUN_LOCK)
 
     def acquire(self) -> None:
         """Take the lock.
 
+        A file server keeps the lock of a host that died for a while, and a listing looks at a lock for a moment: both pass.
+
         Raises:
-            UsageError: if another process has it, or the directory can't be written.
+            UsageError: if a process on this host has it, or the directory can't be written.
+            TransientError: if it is still locked after `wait_s`, or the file server fails.
         """
         try:
-            # A listing looks at the lock for a moment: one refusal doesn't mean that somebody trains.
-            for _ in range(_TRIES):
-                if self._lock.acquire(wait=False):
-                    return
-                time.sleep(_PAUSE_S)
-        except OSError as error:
-            raise UsageError(
-                f"run directory {self.run_dir}: can't lock it: {error.strerror}; choose another run.dir"
+            retry(self._take, self._wait_s, say=self._warn)
+        except BlockingIOError as error:
+            raise TransientError(
+                f"run directory {self.run_dir} is locked by {self._lock.holder()}, after {self._wait_s:g} s (train.retry_s); "
+                "end that process if it lives, wait until the file server gives the lock up, or choose another run.dir"
             ) from error
-        raise UsageError(
-            f"run directory {self.run_dir} is in use by another process ({self._lock.holder()}); "
-            "wait for it, stop it, or choose another run.dir"
-        )
+        except OSError as error:
+            kind = TransientError if may_pass(error) else UsageError
+            raise kind(f"run directory {self.run_dir}: can't lock it: {error.strerror}; choose another run.dir") from error
+
+    def _take(self) -> None:
+        """Take the lock now.
+
+        Raises:
+            UsageError: if a process on this host has it.
+            BlockingIOError: if it is locked otherwise.
+        """
+        if self._lock.acquire(wait=False):
+            return
+        if self._lock.holder_lives_here():
+            raise UsageError(
+                f"run directory {self.run_dir} is in use by another process ({self._lock.holder()}); "
+                "wait for it, stop it, or choose another run.dir"
+            )
+        raise BlockingIOError(errno.EAGAIN, "locked")
+
+    def _warn(self, error: Exception) -> None:
+        if self._wait_s > 1:
+            said = f"locked by {self._lock.holder()}" if isinstance(error, BlockingIOError) else f"can't lock it: {error}"
+            print(f"warning: run directory {self.run_dir}: {said}; trying for {self._wait_s:g} s", file=sys.stderr, flush=True)
 
     def release(self) -> None:
         """Give the lock back, if it was taken."""
@@ -116,7 +155,7 @@ class RunLock:
         """Take the lock.
 
         Raises:
-            UsageError: as `acquire` does.
+            PipelineError: as `acquire` does.
         """
         self.acquire()
         return self

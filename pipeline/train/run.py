@@ -133,7 +133,8 @@ def _open_run(state: State, held: contextlib.ExitStack) -> RunDir:
         if state.cfg.track.enabled:
             refuse_network_disk(tracking_uri(state.cfg.track, state.cfg.run.root))
         path = rundir.choose(state.cfg)
-        held.enter_context(RunLock(path))
+        # The other ranks wait in a collective meanwhile, whose time must not run out.
+        held.enter_context(RunLock(path, min(state.cfg.train.retry_s, state.cfg.dist.timeout_s / 2)))
         rundir.tidy(path)
         return rundir.prepare(state.cfg, path)
 
