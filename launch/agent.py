@@ -5,6 +5,7 @@ Not here: what the processes do (`launch.worker`), and what is done about the ou
 
 import json
 import logging
+import math
 import os
 import shlex
 import signal
@@ -26,11 +27,11 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from launch import network, worker
 from pipeline import cpus
-from pipeline.errors import Stopped, UsageError, WorldError
+from pipeline.errors import Stopped, TransientError
 from pipeline.track.identity import TAGS, typed
+from pipeline.train import failure
 from pipeline.train.preemption import SIGNALS
 
-_JOIN_TIMEOUT_S = 900
 _REQUEUE = Stopped.exit_code
 
 
@@ -45,8 +46,9 @@ class Group:
     is_host: bool | None = None
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     max_restarts: int = 0
-    join_timeout_s: int = _JOIN_TIMEOUT_S
+    join_timeout_s: float = 600
     logs: Path | None = None
+    run_dir: Path | None = None
 
 
 def processes(wanted: int | None) -> int:
@@ -57,12 +59,13 @@ def processes(wanted: int | None) -> int:
 def run(group: Group, arguments: Sequence[str]) -> int:
     """Run `python -m pipeline train ARGUMENTS` in this node's processes until they end for good.
 
-    Signals go on to every process. Returns 0 (done), 75 (stopped on request), 2 (bad
-    input), or the code of the first process that failed once too often; one that a signal killed counts as 128 + signal.
+    Signals go on to every process. Returns 0 (done), 75 (stopped on request), 2 (bad input), 70 (would fail again), or the
+    code of the first process that failed once too often; one that a signal killed counts as 128 + signal, and 69 is
+    trouble that may pass.
 
     Raises:
         UsageError: if the endpoint can't be used.
-        WorldError: if the nodes don't come together.
+        TransientError: if the nodes don't come together within `join_timeout_s`.
     """
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the workers say what went wrong
     with tempfile.TemporaryDirectory(prefix="launch-") as folder, _signals(Path(folder)) as stopping:
@@ -70,13 +73,14 @@ def run(group: Group, arguments: Sequence[str]) -> int:
             with _environment(group, Path(folder)) as address:
                 _launch(group, address, arguments)
         except ChildFailedError as error:
-            return _REQUEUE if stopping else _exit_code(error)
+            return _REQUEUE if stopping else _exit_code(error, group)
         except SignalException:
             return _REQUEUE
         except (RendezvousError, ConnectionError) as error:
-            raise WorldError(
+            raise TransientError(
                 f"{group.endpoint or 'localhost'}: the nodes did not come together: {_said(error)}; "
-                "check that every node was started, with the same endpoint and number of nodes"
+                "check that every node was started, with the same endpoint and number of nodes; "
+                f"launch.join_timeout_s ({group.join_timeout_s:g}) is how long they are waited for"
             ) from error
         return _outcome(worker.outcomes(Path(folder)))
 
@@ -106,7 +110,7 @@ def _launch(group: Group, address: str | None, arguments: Sequence[str]) -> None
 
 
 def _config(group: Group, address: str | None, is_host: bool) -> LaunchConfig:
-    configs: dict[str, object] = {"join_timeout": group.join_timeout_s}
+    configs: dict[str, object] = {"join_timeout": math.ceil(group.join_timeout_s)}
     if group.max_nodes > 1:  # torch would compare host names, which several addresses may have
         configs["is_host"] = is_host
     return LaunchConfig(
@@ -185,11 +189,18 @@ def _signals(folder: Path) -> Iterator[list[int]]:
 
 
 def _outcome(codes: Sequence[int]) -> int:
-    """Return what the processes that ended for good have in common: bad input before a stop before success."""
-    return next((code for code in (UsageError.exit_code, _REQUEUE) if code in codes), 0)
+    """Return what the processes that ended for good have in common: a failure before a stop before success."""
+    return next((code for code in (*failure.FOR_GOOD, _REQUEUE) if code in codes), 0)
 
 
-def _exit_code(error: ChildFailedError) -> int:
-    """Return the worker's own code; one that died of a signal counts as 128 + signal, as in a shell."""
-    code = error.get_first_failure()[1].exitcode
-    return code if code >= 0 else 128 - code
+def _exit_code(error: ChildFailedError, group: Group) -> int:
+    """Return the code of the process that is the reason; one that died of a signal counts as 128 + signal, as in a shell.
+
+    That is one which would fail again, here or (`run_dir`) on another node; then the first that did not merely lose its peers.
+    """
+    failures = sorted((found for _, found in error.failures), key=lambda found: found.timestamp)
+    codes = [found.exitcode if found.exitcode >= 0 else 128 - found.exitcode for found in failures]
+    elsewhere = failure.for_good(group.run_dir, group.run_id) if group.run_dir else None
+    known = [*codes, *([elsewhere.code] if elsewhere else [])]
+    reasons = [*(code for code in failure.FOR_GOOD if code in known), *(c for c in codes if c != TransientError.exit_code)]
+    return reasons[0] if reasons else TransientError.exit_code

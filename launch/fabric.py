@@ -22,6 +22,7 @@ from pipeline.world import World, join
 
 _PROBE_BYTES = 64 * 2**20
 _ROUNDS = 5
+_LOOKS = 3
 
 
 def run(cfg: Config, world: World, partition: str | None) -> list[Finding]:
@@ -29,9 +30,9 @@ def run(cfg: Config, world: World, partition: str | None) -> list[Finding]:
 
     Raises:
         WorldError: if the processes can't form a group.
-        PeerLost: if one of them does not come, or goes.
+        PeerLost: if one of them does not come within `launch.join_timeout_s`, or goes.
     """
-    with join(world, backend=cfg.dist.backend, timeout_s=cfg.dist.timeout_s) as joined:
+    with join(world, backend=cfg.dist.backend, timeout_s=cfg.launch.join_timeout_s) as joined:
         here = as_json(preflight.run(cfg, partition, 1)) if joined.is_main else None
         first: list[dict[str, Any]] = joined.from_main(here)
         reports = [one for one in joined.gather(_report(cfg, joined)) if one["local_rank"] == 0]
@@ -44,8 +45,7 @@ def _report(cfg: Config, world: World) -> dict[str, Any]:
     mark = place / world.from_main(f".preflight-{new_uid()}")
     refused = world.from_main(_leave(mark) if world.is_main else "")
     seen = mark.exists()
-    world.barrier()  # also the moment at which the clocks are compared
-    now = time.time()
+    now = _clock(world)
     if world.is_main:
         mark.unlink(missing_ok=True)
     failed = preflight.unfit(cfg)
@@ -55,6 +55,20 @@ def _report(cfg: Config, world: World) -> dict[str, Any]:
         failed.append(f"does not see {place} as the first node does; choose a run.root on a shared file system")
     node = os.environ.get("SLURMD_NODENAME", socket.gethostname())
     return {"node": node, "local_rank": world.local_rank, "time": now, "versions": versions(), "failed": failed}
+
+
+def _clock(world: World) -> float:
+    """Return the time at a moment that all processes share; a collective.
+
+    It is read anew where they disagree: a process that stood still for a moment is no clock that is wrong.
+    """
+    for _ in range(_LOOKS):
+        world.barrier()
+        now = time.time()
+        every = world.gather(now)
+        if max(every) - min(every) <= preflight.CLOCKS_S:
+            break
+    return now
 
 
 def _leave(mark: Path) -> str:

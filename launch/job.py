@@ -14,9 +14,10 @@ from typing import Any
 
 from launch import preflight, requeue, scontrol
 from launch.options import Options
-from launch.snapshot import Folder
+from launch.snapshot import PATIENCE_S, Folder
 from pipeline.config import load
-from pipeline.errors import PipelineError, Stopped, UsageError, WorldError
+from pipeline.errors import PipelineError, Stopped, TransientError, UsageError
+from pipeline.retry import may_pass, retry
 from pipeline.track.identity import TAGS
 from pipeline.track.journal import JOURNAL, Journal, read
 from pipeline.track.lock import RunLock
@@ -35,13 +36,13 @@ class Task:
         """Train; end the process with the training's exit code, or 0 for a stop: a task that fails takes the others along."""
         try:
             code = _run(Folder(self.run_dir))
-        except PipelineError as error:
+        except (PipelineError, OSError) as error:
+            if not isinstance(error, PipelineError) and not may_pass(error):
+                raise
             print(f"error: {error}", file=sys.stderr, flush=True)
-            code = error.exit_code
-            # Else the batch shell sees no more than that the other tasks had to be killed, and requeues the job. Nodes that
-            # did not come together are no reason of their own: a task that something killed may be behind it.
-            if not isinstance(error, WorldError):
-                _note(Folder(self.run_dir), code, str(error))
+            code = getattr(error, "exit_code", TransientError.exit_code)
+            # Else the batch shell sees no more than that the other tasks had to be killed, and requeues the job.
+            _note(Folder(self.run_dir), code, str(error))
         sys.stdout.flush()
         if code != Stopped.exit_code:
             sys.exit(code)
@@ -49,24 +50,24 @@ class Task:
 
 def _note(folder: Folder, code: int, reason: str) -> None:
     """Leave word of how it ended, if that can be written: a node that does not see the run directory can't."""
-    with suppress(PipelineError):
+    with suppress(PipelineError, OSError):
         requeue.note(folder, code, reason)
 
 
 def _run(folder: Folder) -> int:
-    submission = folder.read()
+    submission = retry(folder.read, PATIENCE_S)
     options = Options.model_validate(submission["options"])
     first = os.environ.get("SLURM_PROCID", "0") == "0"
     if first:
-        _count(folder, submission)
-    checks = folder.path / "nodes" / "{job}-{restart}".format(**requeue.attempt())
+        _count(folder)
+    cfg, checks = load(folder.config), folder.path / "nodes" / "{job}-{restart}".format(**requeue.attempt())
     if os.environ.get("SLURM_LOCALID", "0") == "0":
-        preflight.report(load(folder.config), checks)
+        preflight.report(cfg, checks)
     if first:
-        preflight.compare(checks, options.nodes)
+        preflight.compare(checks, options.nodes, cfg.launch.join_timeout_s)
     os.environ[TAGS] = json.dumps(submission["tags"] | _tags(folder))
-    arguments = [str(folder.config)]
-    code = _alone(arguments) if options.task_per == "gpu" else _agent(folder, submission, options, arguments)
+    alone = options.task_per == "gpu"
+    code = _alone(folder) if alone else _agent(folder, submission, options, cfg.launch.join_timeout_s)
     for number in SIGNALS:  # one that comes now must not turn an end that is known into a killed task
         signal.signal(number, signal.SIG_IGN)
     if first:
@@ -74,21 +75,18 @@ def _run(folder: Folder) -> int:
     return code
 
 
-def _count(folder: Folder, submission: dict[str, Any]) -> None:
-    """Put down a requeue that SLURM made by itself, and see to the cap.
+def _count(folder: Folder) -> None:
+    """Put down a requeue that SLURM made by itself, and see to the limits.
 
     Raises:
-        UsageError: if the job has been requeued too often.
+        UsageError: if the job has been requeued too often, or too often without a new step.
     """
     now = requeue.attempt()
     done = [one for one in requeue.history(folder) if one["job"] == now["job"]]
     if now["restart"] > len(done):
-        requeue.append(folder, "by SLURM: preempted, a lost node, or scontrol requeue")
-    if now["restart"] > submission["max_requeues"]:
-        raise UsageError(
-            f"job {now['job']}: requeued {now['restart']} times (launch.max_requeues={submission['max_requeues']}); "
-            f"go on with python -m launch resubmit {folder.run_dir}"
-        )
+        requeue.append(folder, "by SLURM: preempted, a lost node, or scontrol requeue", now["restart"] - 1)
+    if now["restart"] and (why := requeue.limit(folder, now["restart"] - 1)):
+        raise UsageError(f"job {now['job']}: given up: {why}; {requeue.remedy(folder)}")
 
 
 def _tags(folder: Folder) -> dict[str, str]:
@@ -110,7 +108,7 @@ def endpoint() -> str:
     return f"{host}:{_FIRST_PORT + int(os.environ['SLURM_JOB_ID']) % _PORTS}"
 
 
-def _agent(folder: Folder, submission: dict[str, Any], options: Options, arguments: list[str]) -> int:
+def _agent(folder: Folder, submission: dict[str, Any], options: Options, join_timeout_s: float) -> int:
     from launch import agent
 
     now = requeue.attempt()
@@ -123,18 +121,20 @@ def _agent(folder: Folder, submission: dict[str, Any], options: Options, argumen
         is_host=os.environ["SLURM_NODEID"] == "0",
         run_id=run_id,
         max_restarts=submission["max_restarts"],
+        join_timeout_s=join_timeout_s,
+        run_dir=folder.run_dir,
         logs=folder.ranks / run_id / f"node{os.environ['SLURM_NODEID']}",
     )
-    return agent.run(group, arguments)
+    return agent.run(group, [str(folder.config)])
 
 
-def _alone(arguments: list[str]) -> int:
+def _alone(folder: Folder) -> int:
     """Train in this process, one of a task for each GPU."""
     from launch import worker
 
     for number in SIGNALS:  # submitit's handlers would swallow a signal that comes before the training has its own
         signal.signal(number, signal.SIG_DFL)
-    return worker.train(arguments)
+    return worker.train([str(folder.config)])
 
 
 def _conclude(folder: Folder, code: int) -> None:
@@ -144,7 +144,8 @@ def _conclude(folder: Folder, code: int) -> None:
         PipelineError: if that can't be written.
     """
     status, reason = last_words(folder.run_dir)
-    for_good = status == "KILLED" or (folder.run_dir / "STOP").exists()
+    stop = folder.run_dir / "STOP"
+    for_good = status == "KILLED" or stop.exists() or str(stop) in reason
     requeue.note(folder, 128 + signal.SIGINT if code == Stopped.exit_code and for_good else code, reason)
     # After the word, as SLURM may be silent, or not be there at all: a container image has no scontrol.
     if code == Stopped.exit_code and not for_good and _cancelled():
@@ -156,7 +157,7 @@ def _cancelled() -> bool:
     """Return whether SLURM says, here, that the job was cancelled; else the batch shell finds out (`launch.requeue`)."""
     try:
         return scontrol.job(requeue.own_id()).cancelled(requeue.attempt()["restart"])
-    except UsageError:
+    except PipelineError:
         return False
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from launch import scontrol
-from launch.snapshot import Folder, write_json
+from launch.snapshot import PATIENCE_S, Folder, write_json
 from pipeline.config import Config
-from pipeline.errors import PipelineError, UsageError
+from pipeline.errors import PipelineError, TransientError, UsageError
 from pipeline.findings import Finding
 from pipeline.redact import redact
 from pipeline.track.identity import versions
@@ -25,8 +25,8 @@ from pipeline.units import seconds, size
 
 _LOCAL = ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "overlay", "tmpfs", "ramfs")
 _ENOUGH_BYTES = 5 * 2**30
-_CLOCKS_S = 5.0
-_GATHER_S = 120.0
+CLOCKS_S = 5.0
+_LOOKS = 5
 _FAILED = "failed_nodes.json"
 
 
@@ -51,7 +51,7 @@ def cluster(partition: str | None) -> list[Finding]:
         return [Finding("SLURM", "ok", "none here")]
     try:
         return requeueing(scontrol.config(), scontrol.partitions(), partition)
-    except UsageError as error:
+    except PipelineError as error:
         return [Finding("SLURM", "warning", str(error))]
 
 
@@ -172,12 +172,21 @@ def requeueing(config: Mapping[str, str], there: Mapping[str, Mapping[str, str]]
 def report(cfg: Config, folder: Path) -> None:
     """Write what this node of a job is like, for `compare` on the first one.
 
+    The clock is read anew as long as writing takes so long that it could not be told from a clock that is wrong.
+
     Raises:
         UsageError: if this node does not see the run directory.
+        TransientError: if it can't be written for a reason that may pass.
     """
     node = os.environ.get("SLURMD_NODENAME", socket.gethostname())
     about = {"node": node, "versions": versions(), "failed": unfit(cfg)}
-    write_json(folder / f"{node}.json", about | {"time": time.time()})  # `compare` sets it against the file's own time
+    for _ in range(_LOOKS):
+        start, took = time.time(), time.monotonic()
+        # Beside the reports first: `compare` takes what it finds, and sets its time against the file's own.
+        write_json(folder / f".{node}.json", about | {"time": start}, PATIENCE_S)
+        if time.monotonic() - took < CLOCKS_S / 2:
+            break
+    (folder / f".{node}.json").replace(folder / f"{node}.json")
 
 
 def unfit(cfg: Config) -> list[str]:
@@ -185,26 +194,31 @@ def unfit(cfg: Config) -> list[str]:
     return [one.said for one in map(_guarded, (lambda: data(cfg), gpus)) if one.state == "failed"]
 
 
-def compare(folder: Path, expected: int, patience_s: float = _GATHER_S) -> None:
+def compare(folder: Path, expected: int, patience_s: float) -> None:
     """Wait for every node's report and compare them.
 
     Raises:
-        UsageError: naming the nodes that are missing, see no data, or have other versions or another time.
+        UsageError: naming the nodes that see no data, or have other versions.
+        TransientError: naming the nodes that are missing or have another time.
     """
     deadline = time.monotonic() + patience_s
-    while len(list(folder.glob("*.json"))) < expected and time.monotonic() < deadline:
+    while len(list(folder.glob("[!.]*.json"))) < expected and time.monotonic() < deadline:
         time.sleep(0.1)
-    paths = sorted(folder.glob("*.json"))
+    paths = sorted(folder.glob("[!.]*.json"))
     reports = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     # Nodes start at different times; the file server's clock dates all their files, so the differences from it compare.
-    bad = problems(reports, [one["time"] - path.stat().st_mtime for one, path in zip(reports, paths, strict=True)])
+    clocks = [one["time"] - path.stat().st_mtime for one, path in zip(reports, paths, strict=True)]
     if len(reports) < expected:
         there = ", ".join(one["node"] for one in reports)
-        raise UsageError(f"{expected - len(reports)} of {expected} nodes do not see {folder} (only {there}); is it shared?")
-    if bad:
-        write_json(folder.parents[1] / _FAILED, sorted(bad))
+        raise TransientError(
+            f"{expected - len(reports)} of {expected} nodes did not report in {folder} within {patience_s:g} s (only {there}); "
+            "is it shared? A node that is late is waited for with launch.join_timeout_s"
+        )
+    if bad := problems(reports, clocks):
+        write_json(folder.parents[1] / _FAILED, sorted(bad), PATIENCE_S)
         named = "; ".join(f"node {node}: {said}" for node, said in bad.items())
-        raise UsageError(f"{named}; keep off with python -m launch resubmit --exclude-failed RUN_DIR")
+        kind = UsageError if problems(reports, [0.0] * len(reports)) else TransientError  # clocks are set right by themselves
+        raise kind(f"{named}; keep off with python -m launch resubmit --exclude-failed RUN_DIR")
     (folder.parents[1] / _FAILED).unlink(missing_ok=True)  # of an earlier job, whose nodes may be fit again
 
 
@@ -221,7 +235,7 @@ def problems(reports: Sequence[Mapping[str, Any]], clocks: Sequence[float]) -> d
             theirs, ours = json.loads(kind), json.loads(usual)
             other = [f"{name} {theirs.get(name)}, not {ours[name]}" for name in ours if theirs.get(name) != ours[name]]
             bad[one["node"]] = f"has {', '.join(other)}"
-        elif not right <= clock <= right + _CLOCKS_S:
+        elif not right <= clock <= right + CLOCKS_S:
             way = "ahead of" if clock > right else "behind"
             bad[one["node"]] = f"its clock is {seconds(abs(clock - right))} {way} the others'"
     return bad
@@ -229,7 +243,7 @@ def problems(reports: Sequence[Mapping[str, Any]], clocks: Sequence[float]) -> d
 
 def _usual(clocks: Sequence[float]) -> float:
     """Return the earliest of the largest group of clocks that agree; of equally large ones, that of the earlier group."""
-    return max(sorted(clocks), key=lambda one: sum(one <= other <= one + _CLOCKS_S for other in clocks), default=0.0)
+    return max(sorted(clocks), key=lambda one: sum(one <= other <= one + CLOCKS_S for other in clocks), default=0.0)
 
 
 def failed_nodes(folder: Folder) -> list[str]:

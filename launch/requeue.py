@@ -6,17 +6,24 @@ Not here: training; it imports no torch.
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from launch import scontrol
-from launch.snapshot import Folder, write_json
-from pipeline.errors import PipelineError, Stopped
+from launch.snapshot import PATIENCE_S, Folder, write_json, write_patiently
+from pipeline.errors import PipelineError, Stopped, TransientError
+from pipeline.retry import retry
+from pipeline.train import failure
+from pipeline.train.rundir import CHECKPOINTS
 
 _OUTCOME = "outcome.json"
+_BACK = (Stopped.exit_code, TransientError.exit_code)
+_CHECKPOINT = re.compile(r"step-(\d+)\.pt")
 MEMBERS = "members.json"
 
 
@@ -38,34 +45,80 @@ def own_id(env: Mapping[str, str] = os.environ) -> str:
 def note(folder: Folder, code: int, reason: str) -> None:
     """Leave word of how the training ended, for the batch script: exit codes of tasks would kill their neighbours.
 
+    Trouble that may pass never goes over what another task has said, which may be its cause.
+
     Raises:
-        UsageError: if it can't be written.
+        PipelineError: if it can't be written.
     """
-    write_json(folder.path / _OUTCOME, attempt() | {"code": code, "reason": reason})
+    if code == TransientError.exit_code and _word(folder):
+        return
+    write_json(folder.path / _OUTCOME, attempt() | {"code": code, "reason": reason}, PATIENCE_S)
 
 
-def append(folder: Folder, reason: str) -> None:
-    """Put a requeue down in the run's record."""
-    line = json.dumps(
-        {"t": round(time.time(), 3)} | attempt() | {"reason": reason, "nodes": os.environ.get("SLURM_JOB_NODELIST")}
-    )
-    with folder.requeues.open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
+def append(folder: Folder, reason: str, ended: int) -> None:
+    """Put down in the run's record that the job comes back after its start number `ended`; failing costs a warning."""
+    about = {"reason": reason, "nodes": os.environ.get("SLURM_JOB_NODELIST"), "ended": ended, "step": saved_step(folder)}
+    line = json.dumps({"t": round(time.time(), 3)} | attempt() | about)
+    try:
+        write_patiently(folder.requeues, "".join(f"{one}\n" for one in [*_lines(folder), line]))
+    except PipelineError as error:
+        print(f"warning: {error}; the requeue goes on without a record", file=sys.stderr, flush=True)
+
+
+def saved_step(folder: Folder) -> int:
+    """Return the step of the newest checkpoint of a run, 0 without any."""
+    found = (_CHECKPOINT.fullmatch(path.name) for path in (folder.run_dir / CHECKPOINTS).glob("*"))
+    return max((int(one[1]) for one in found if one), default=0)
+
+
+def limit(folder: Folder, ended: int) -> str:
+    """Return why the job must not come back after its start number `ended`; empty if it may.
+
+    A requeue that could not be put down counts as idle: it may be the full disk that brings the job back.
+
+    Raises:
+        UsageError: if the submission can't be read.
+    """
+    submission = retry(folder.read, PATIENCE_S)
+    most, most_idle = int(submission["max_requeues"]), int(submission["max_idle_requeues"])
+    if ended >= most:
+        return f"after {ended} requeues (launch.max_requeues={most})"
+    job, step, idle = attempt()["job"], saved_step(folder), 0
+    steps = {one.get("ended"): one.get("step", 0) for one in history(folder) if one["job"] == job}
+    while idle < ended and steps.get(ended - idle - 1, step) >= step:
+        idle += 1
+    if idle >= most_idle:
+        return f"no step beyond {step} was saved in {idle} requeues (launch.max_idle_requeues={most_idle})"
+    return ""
 
 
 def history(folder: Folder) -> list[dict[str, Any]]:
     """Return the requeues of a run, oldest first; lines that a full disk or a dying host has broken are passed over."""
+    found = []
+    for line in _lines(folder):
+        with suppress(ValueError):
+            found.append(json.loads(line))
+    return [one for one in found if isinstance(one, dict) and isinstance(one.get("reason"), str) and "job" in one]
+
+
+def _lines(folder: Folder) -> list[str]:
     try:
-        lines = folder.requeues.read_text(encoding="utf-8", errors="replace").splitlines()
+        return folder.requeues.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
-    found = []
-    for line in lines:
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return [one for one in found if isinstance(one, dict) and isinstance(one.get("reason"), str)]
+
+
+def _word(folder: Folder) -> dict[str, Any]:
+    """Return the word that this start of the job has left of its end; nothing if there is none.
+
+    Raises:
+        OSError: if the disk fails for long.
+    """
+    try:
+        found = json.loads(retry(lambda: (folder.path / _OUTCOME).read_text(encoding="utf-8"), PATIENCE_S))
+        return found if attempt().items() <= found.items() else {}
+    except (FileNotFoundError, ValueError, AttributeError):
+        return {}
 
 
 def of_this_job(run_dir: Path, env: Mapping[str, str] = os.environ) -> Path:
@@ -74,28 +127,34 @@ def of_this_job(run_dir: Path, env: Mapping[str, str] = os.environ) -> Path:
     if not members.is_file():
         return run_dir
     index = int(env.get("SLURM_ARRAY_TASK_ID", "0"))  # an array of one is no array
-    return Path(json.loads(members.read_text(encoding="utf-8"))[index])
+    return Path(json.loads(retry(lambda: members.read_text(encoding="utf-8"), PATIENCE_S))[index])
 
 
 def decide(folder: Folder, code: int) -> tuple[int, str]:
     """Return the exit code of the job, and why it is to be requeued; no reason: it is not.
 
-    `code` is srun's. A stop that the training agreed on is 75; a task that something killed is above 128, and one
-    that lost its node has the code of whatever srun met.
+    `code` is srun's. A stop that the training agreed on is 75, trouble that may pass 69; a task that something killed is
+    above 128, and one that lost its node has the code of whatever srun met. A failure that would come again goes over all
+    of them: the other tasks only lost the one that failed.
     """
+    now = attempt()
+    if broken := failure.for_good(folder.run_dir, f"{now['job']}-{now['restart']}"):
+        return broken.code, ""
     try:
-        found = json.loads((folder.path / _OUTCOME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = {}
-    if attempt().items() <= found.items():
-        if found["code"] == Stopped.exit_code:
-            return Stopped.exit_code, found["reason"] or "stopped before the training began"
+        found = _word(folder)
+    except OSError as error:
+        return code or TransientError.exit_code, f"{folder.path / _OUTCOME}: {error.strerror}"
+    if found.get("code") in _BACK:
+        return found["code"], found["reason"] or "stopped before the training began"
+    if found:
         return code or found["code"], ""
+    if code == TransientError.exit_code:
+        return code, "a task met trouble that may pass; its log says which"
     return code, f"a task was killed (srun ended with {code})" if code > 128 else ""
 
 
 def main(run_dir: Path, code: int) -> int:
-    """Requeue this job if its training was stopped or killed and the cap allows it; return the job's exit code.
+    """Requeue this job if its training may go on and the limits allow it; return the job's exit code.
 
     Raises:
         PipelineError: if SLURM does not answer, or what has to be known or written can't be.
@@ -105,20 +164,23 @@ def main(run_dir: Path, code: int) -> int:
     now = attempt()
     if not reason:
         return code
-    found = scontrol.job(own_id())
+    found = scontrol.insist(lambda: scontrol.job(own_id()))
     if found.cancelled(now["restart"]):  # its tasks may be in a container, from where they can't ask
         _mark_killed(folder)
     if found.state != "RUNNING":  # SLURM ends it, or requeues it by itself
         return code
-    cap = int(folder.read()["max_requeues"])
-    if now["restart"] >= cap:
-        print(f"error: {reason}, after {now['restart']} requeues (launch.max_requeues={cap}); "
-              f"go on with python -m launch resubmit {folder.run_dir}", file=sys.stderr)  # fmt: skip
+    if why := limit(folder, now["restart"]):
+        print(f"error: {reason}: {why}; {remedy(folder)}", file=sys.stderr)
         return 1
-    append(folder, reason)
-    print(f"requeue {now['restart'] + 1} of at most {cap}: {reason}", file=sys.stderr, flush=True)
-    scontrol.call("scontrol", "requeue", own_id())
+    append(folder, reason, now["restart"])
+    print(f"requeue {now['restart'] + 1}: {reason}", file=sys.stderr, flush=True)
+    scontrol.insist(lambda: scontrol.call("scontrol", "requeue", own_id()))
     return code
+
+
+def remedy(folder: Folder) -> str:
+    """Return what to do about a job that was given up."""
+    return f"look for the cause in its log, then go on with python -m launch resubmit {folder.run_dir}"
 
 
 def _mark_killed(folder: Folder) -> None:

@@ -6,11 +6,20 @@ Not here: submitting (`launch.slurm`), and what the answers mean for a run. It i
 import re
 import shutil
 import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
-from pipeline.errors import UsageError
+from pipeline.errors import TransientError, UsageError
+from pipeline.retry import retry
 
 _TIMEOUT_S = 60
+BUSY_S = 600.0
+"""Seconds that a job waits for a busy controller: a requeue must not be lost to a restart of it, which takes minutes."""
+_REFUSED = re.compile(r"(?i)invalid|denied|not permitted|unrecognized|unknown|no such|not found|disabled|violates|already done")
+"""What the controller answers where another try would be refused too. Source: slurm/src/common/slurm_errno.c"""
+T = TypeVar("T")
 ALIVE = ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT")
 
 
@@ -57,16 +66,33 @@ def call(*command: str) -> str:
     """Return what a SLURM command prints.
 
     Raises:
-        UsageError: with its own words, if it fails.
+        UsageError: with its own words, if it is refused, or is not here.
+        TransientError: if the controller does not answer.
     """
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise UsageError(f"{command[0]}: {error}; is the controller (slurmctld) up?") from error
+    except subprocess.TimeoutExpired as error:
+        raise TransientError(f"{command[0]}: no answer within {_TIMEOUT_S} s; is the controller (slurmctld) up?") from error
+    except OSError as error:
+        raise UsageError(f"{command[0]}: {error}; is SLURM installed here?") from error
     if done.returncode != 0:
-        said = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
-        raise UsageError(f"{' '.join(command[:3])}: {said[-1].strip()}")
+        said = "; ".join(line.strip() for line in done.stderr.splitlines() if line.strip()) or "no reason given"
+        kind = UsageError if _REFUSED.search(said) else TransientError
+        raise kind(f"{' '.join(command[:3])}: {said.split('; ')[-1]}")
     return done.stdout
+
+
+def insist(work: Callable[[], T], wait_s: float = BUSY_S) -> T:
+    """Return what `work` asks of SLURM; as long as the controller does not answer, ask again for `wait_s` seconds.
+
+    Raises:
+        PipelineError: as `call` does.
+    """
+
+    def warn(error: Exception) -> None:
+        print(f"warning: {error}; trying for {wait_s:g} s", file=sys.stderr, flush=True)
+
+    return retry(work, wait_s, lambda error: isinstance(error, TransientError), warn)
 
 
 def fields(text: str) -> dict[str, str]:

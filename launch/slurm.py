@@ -172,6 +172,7 @@ def keep(request: Request, folder: Folder, sent: Submitted) -> dict[str, Any]:
         "options": request.options.model_dump(mode="json"),
         "max_restarts": request.cfg.launch.max_restarts,
         "max_requeues": request.cfg.launch.max_requeues,
+        "max_idle_requeues": request.cfg.launch.max_idle_requeues,
         "tags": {**snapshot.tags(), "command": shlex.join(request.command), **sent.tags},
         "log": sent.log,
     }

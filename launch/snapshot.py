@@ -17,11 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config, to_yaml
-from pipeline.errors import UsageError
+from pipeline.errors import TransientError, UsageError
 from pipeline.files import write_atomically
 from pipeline.redact import redact
+from pipeline.retry import may_pass, retry
 from pipeline.track.identity import git_state
 
+PATIENCE_S = 60.0
+"""Seconds that a job waits for its disk: what it could not write or read would cost a requeue."""
 CODE_ROOT = Path(__file__).resolve().parents[1]
 _PACKAGES = ("pipeline", "launch")
 _KEPT_VARIABLES = ("CUDA_", "NCCL_", "GLOO_", "OMP_", "DALI_", "TORCH_", "SLURM_CONF", "PATH", "LD_LIBRARY_PATH")
@@ -73,6 +76,7 @@ class Folder:
 
         Raises:
             UsageError: if there is none that can be read.
+            TransientError: if the disk fails for a reason that may pass.
         """
         try:
             found = json.loads(self.submission.read_text(encoding="utf-8"))
@@ -81,7 +85,8 @@ class Folder:
         except FileNotFoundError as error:
             raise UsageError(f"{self.run_dir}: not a run that was submitted to SLURM; give its run directory") from error
         except (OSError, ValueError) as error:
-            raise UsageError(f"{self.submission}: can't be read ({error}); restore it, or submit the run anew") from error
+            kind = TransientError if may_pass(error) else UsageError
+            raise kind(f"{self.submission}: can't be read ({error}); restore it, or submit the run anew") from error
         raise UsageError(f"{self.submission}: names no job; restore it, or submit the run anew")
 
     def write(self, submission: Mapping[str, Any]) -> None:
@@ -89,13 +94,32 @@ class Folder:
         write_json(self.submission, submission)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON, whole or not at all.
+def write_json(path: Path, value: Any, wait_s: float = 0.0) -> None:
+    """Write a value as JSON, whole or not at all; a disk that fails for a while is tried again for `wait_s`.
 
     Raises:
         UsageError: if the file can't be written.
+        TransientError: if it could not for `wait_s`, for a reason that may pass.
     """
-    write_atomically(path, lambda p: p.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8"))
+    write_patiently(path, json.dumps(value, indent=2) + "\n", wait_s)
+
+
+def write_patiently(path: Path, text: str, wait_s: float = PATIENCE_S) -> None:
+    """Write a file, whole or not at all, as `write_json` does.
+
+    Raises:
+        PipelineError: as `write_json` does.
+    """
+    try:
+        retry(lambda: write_atomically(path, lambda p: p.write_text(text, encoding="utf-8")), wait_s, say=_warn)
+    except UsageError as error:
+        if wait_s and may_pass(error):
+            raise TransientError(str(error)) from error
+        raise
+
+
+def _warn(error: Exception) -> None:
+    print(f"warning: {error}; trying again", file=sys.stderr, flush=True)
 
 
 def take(cfg: Config, run_dir: Path, plan: Mapping[str, Any] | None, command: Sequence[str]) -> Folder:

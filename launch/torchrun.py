@@ -55,6 +55,8 @@ def group(cfg: Config, meeting: Meeting) -> agent.Group:
         endpoint=meeting.rdzv_endpoint or "",
         run_id=meeting.rdzv_id,
         max_restarts=cfg.launch.max_restarts,
+        join_timeout_s=cfg.launch.join_timeout_s,
+        run_dir=cfg.run.dir,
     )
 
 

@@ -1,8 +1,10 @@
 """One training process under the elastic agent: `python -m pipeline train`, with an end that the agent does not mistake.
 
-The agent restarts whatever does not exit with 0. Being done, stopped on request and bad input are ends for good: they
-are noted in a folder that the agent's process reads, and become exit code 0. Nothing may change that on the way out: the
-agents of other nodes have seen their workers end, and a restart would wait for them in vain. Not here: training.
+The agent restarts whatever does not exit with 0. Being done, stopped on request, bad input and failures that would come
+again are ends for good if all processes agree on them: they are noted in a folder that the agent's process reads, and become
+exit code 0. One that fails alone ends with its code, so that all are restarted, on every node; the restart finds what failed
+(`pipeline.train.failure`) and all agree. Nothing may change an end for good on the way out: the agents of other nodes have
+seen their workers end, and a restart would wait for them in vain. Not here: training.
 """
 
 import ctypes
@@ -12,10 +14,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.errors import Stopped, UsageError
+from pipeline.errors import PipelineError, Stopped, TrainingError, UsageError
 
 FOLDER, AGENT = "LAUNCH_FOLDER", "LAUNCH_AGENT"
-_FOR_GOOD = (0, UsageError.exit_code, Stopped.exit_code)
+_FOR_GOOD = (0, UsageError.exit_code, TrainingError.exit_code, Stopped.exit_code)
 _STOP, _PID, _EXIT = "stop", "pid.", "exit."
 _PR_SET_PDEATHSIG = 1  # Source: linux/prctl.h
 
@@ -54,8 +56,8 @@ def main(arguments: Sequence[str]) -> int:
     if beside := os.environ.get("TORCHELASTIC_ERROR_FILE"):  # where this process's log is too
         Path(beside).with_name(rank_mark(os.environ["RANK"])).touch()
     # The id first, then the look: a request that comes in between reaches this process as a signal.
-    code = Stopped.exit_code if (folder / _STOP).exists() else train(arguments)
-    if code not in _FOR_GOOD:
+    code, agreed = (Stopped.exit_code, True) if (folder / _STOP).exists() else _train(arguments)
+    if code not in _FOR_GOOD or not agreed:
         return code
     _write(folder / f"{_EXIT}{rank}", code)
     return 0
@@ -74,6 +76,11 @@ def _die_with(agent: int) -> None:
 
 def train(arguments: Sequence[str]) -> int:
     """Run `python -m pipeline train ARGUMENTS` in this process and return its exit code."""
+    return _train(arguments)[0]
+
+
+def _train(arguments: Sequence[str]) -> tuple[int, bool]:
+    """Train; return the exit code, and whether all ranks end with it."""
     from pipeline.__main__ import main as pipeline
     from pipeline.train.preemption import StopFlag
 
@@ -81,7 +88,8 @@ def train(arguments: Sequence[str]) -> int:
     try:
         pipeline(["train", *arguments])
     except SystemExit as error:
-        return int(error.code or 0)
+        cause = error.__context__
+        return int(error.code or 0), not isinstance(cause, PipelineError) or cause.agreed
 
 
 def _write(path: Path, number: int) -> None:

@@ -243,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def _fail(error: BaseException, message: str, code: int, show: bool) -> NoReturn:
     """Print the message unless another rank prints the same, and exit."""
-    agreed = isinstance(error, Stopped | TrainingError) and os.environ.get("RANK", "0") != "0"
+    agreed = isinstance(error, Stopped | TrainingError) and error.agreed and os.environ.get("RANK", "0") != "0"
     same_on_node = isinstance(error, ConfigError) and os.environ.get("LOCAL_RANK", "0") != "0"
     if show:
         traceback.print_exception(error)

@@ -11,6 +11,8 @@ class PipelineError(Exception):
     """
 
     exit_code = 1
+    agreed = True
+    """Whether every rank ends with it; where one fails alone, its launcher has to end the others."""
 
 
 class ConfigError(PipelineError):

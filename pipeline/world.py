@@ -23,7 +23,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline import rollcall
-from pipeline.errors import PeerLost, PipelineError, WorldError
+from pipeline.errors import PeerLost, PipelineError, TransientError, WorldError
 from pipeline.rollcall import Roll
 
 T = TypeVar("T")
@@ -279,6 +279,7 @@ def join(world: World, *, backend: str = "auto", timeout_s: float = 300) -> Iter
     Raises:
         WorldError: if the group can't be formed because of what was asked for, such as a port in use.
         PeerLost: if a peer does not come, or goes.
+        TransientError: if the port of an srun step is in use.
     """
     _use(world.device)
     if world.size == 1:
@@ -313,6 +314,9 @@ def _init(world: World, backend: str, timeout_s: float) -> World:
     method = f"tcp://{world.address}" if world.address else "env://"
     try:
         store, _, _ = next(rendezvous(method, world.rank, world.size, timeout=timeout))
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            # torchrun keeps one store over its restarts, with the addresses of the processes before.
+            store = PrefixStore(f"restart_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         roll = Roll(world.rank, world.size, store, address)
         rollcall.sign_in(roll)
         dist.init_process_group(
@@ -326,9 +330,8 @@ def _init(world: World, backend: str, timeout_s: float) -> World:
     except (RuntimeError, ValueError, OSError) as error:
         text = str(error)
         if "EADDRINUSE" in text or "address already in use" in text.lower():
-            raise WorldError(
-                f"{address}: the port is in use; choose another with --master-port, or torchrun --standalone"
-            ) from error
+            kind = TransientError if world.address else WorldError  # srun's port is made of the job's id: whoever has it goes
+            raise kind(f"{address}: the port is in use; choose another with --master-port, or torchrun --standalone") from error
         raise PeerLost(
             f"{address}: rank {world.rank} of {world.size} could not join within {timeout_s:g} s "
             f"(host {socket.gethostname()}): {text.splitlines()[0]}"

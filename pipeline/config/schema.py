@@ -235,6 +235,10 @@ class Launch(Section):
     """How often the processes are started again on their nodes after one was killed, before the job is given up."""
     max_requeues: Annotated[int, Field(ge=0)] = 50
     """How often a SLURM job is requeued to go on where it was, before it is given up."""
+    max_idle_requeues: Annotated[int, Field(gt=0)] = 3
+    """How often in a row a SLURM job is requeued without a new step in a checkpoint, before it is given up."""
+    join_timeout_s: Annotated[float, Field(gt=0)] = 600
+    """Seconds that a job's nodes wait for each other at the start, before they exit with code 69."""
 
 
 class Track(Section):

@@ -20,7 +20,7 @@ from pipeline.recipe import ema, loss, optim, schedule
 from pipeline.track.lock import RunLock
 from pipeline.track.runs import read_run
 from pipeline.track.uri import refuse_network_disk, tracking_uri
-from pipeline.train import checkpoint, engine, finetune, report, rundir
+from pipeline.train import checkpoint, engine, failure, finetune, report, rundir
 from pipeline.train.batchnorm import StepStatistics
 from pipeline.train.machines import Machines
 from pipeline.train.precision import autocast_type, place
@@ -40,6 +40,8 @@ def train(cfg: Config) -> None:
     world = from_env()
     check(cfg, world)
     tracking_uri(cfg.track, cfg.run.root)
+    if world.is_main:
+        failure.begin(cfg.run.dir)
     with join(world, backend=cfg.dist.backend, timeout_s=cfg.dist.timeout_s) as world, contextlib.ExitStack() as held:
         dataset = open_dataset(cfg, world)
         state = world.together(lambda: build(cfg, world, dataset))
@@ -135,6 +137,7 @@ def _open_run(state: State, held: contextlib.ExitStack) -> RunDir:
         path = rundir.choose(state.cfg)
         # The other ranks wait in a collective meanwhile, whose time must not run out.
         held.enter_context(RunLock(path, min(state.cfg.train.retry_s, state.cfg.dist.timeout_s / 2)))
+        failure.refuse_repetition(path)
         rundir.tidy(path)
         return rundir.prepare(state.cfg, path)
 
@@ -166,13 +169,13 @@ def _fit(state: State, run: RunDir) -> None:
     with StopFlag(run.path, cfg.train.max_time) as flag, Machines(world, cfg.track.system_every_s) as machines:
         record = world.together(lambda: Record(state, run, flag, machines, sys.argv) if world.is_main else None)
         with contextlib.ExitStack() as held:
-            if record is None:
-                engine.fit(state, store, flag, report.Silent(machines))
-            else:
+            if record is not None:
                 report.say(report.opening(state, run.path))
                 held.enter_context(record)
-                with world.watched():  # in here, so that the record names who was lost
-                    engine.fit(state, store, flag, record.reporter)
+            listener = report.Silent(machines) if record is None else record.reporter
+            # In here, so that the record names what failed, and who was lost.
+            with failure.judged(run.path, state, world.rank, world.size, cfg.batch), world.watched():
+                engine.fit(state, store, flag, listener)
             kept = held.pop_all()
         # The others wait for rank 0: where they have gone already, it could not come back if it died over this.
         world.main_first(lambda: _finish(state, run, record, kept) if record else None)

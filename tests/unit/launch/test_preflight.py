@@ -1,13 +1,14 @@
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from launch import preflight
 from launch.snapshot import Folder
 from pipeline.config import load
-from pipeline.errors import UsageError
+from pipeline.errors import TransientError, UsageError
 from pipeline.findings import render
 
 
@@ -54,16 +55,16 @@ def test_unfit_nodes_are_named_and_kept(tmp_path: Path) -> None:
     nodes.mkdir(parents=True)
     for node in ("a", "b", "c"):
         write(nodes, node)
-    preflight.compare(nodes, 3)
+    preflight.compare(nodes, 3, 1)
     write(nodes, "d", versions={"torch": "2"})
     write(nodes, "e", failed=["no data"])
     write(nodes, "f", time=time.time() + 100)
     with pytest.raises(UsageError, match=r"node d: has torch 2, not 1; node e: no data; node f: its clock is .* ahead"):
-        preflight.compare(nodes, 6)
+        preflight.compare(nodes, 6, 1)
     assert preflight.failed_nodes(Folder(tmp_path)) == ["d", "e", "f"]
     for node in ("d", "e", "f"):
         (nodes / f"{node}.json").unlink()
-    preflight.compare(nodes, 3)
+    preflight.compare(nodes, 3, 1)
     assert preflight.failed_nodes(Folder(tmp_path)) == []
 
 
@@ -76,8 +77,35 @@ def test_a_file_is_no_place_for_runs(tmp_path: Path, below: str) -> None:
 
 def test_a_node_that_does_not_see_the_run_directory(tmp_path: Path) -> None:
     write(tmp_path, "a")
-    with pytest.raises(UsageError, match=r"1 of 2 nodes do not see .* \(only a\)"):
+    with pytest.raises(TransientError, match=r"1 of 2 nodes did not report in .* \(only a\)"):
         preflight.compare(tmp_path, 2, patience_s=0.2)
+
+
+def test_a_clock_alone_is_trouble_that_may_pass(tmp_path: Path) -> None:
+    nodes = tmp_path / "launch" / "nodes" / "1-0"
+    nodes.mkdir(parents=True)
+    write(nodes, "a")
+    write(nodes, "b", time=time.time() - 6)
+    with pytest.raises(TransientError, match="node a: its clock is 6.0s ahead of the others'"):
+        preflight.compare(nodes, 2, 1)
+
+
+def test_a_node_that_stands_still_while_it_reports_has_no_wrong_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = tmp_path / "launch" / "nodes" / "1-0"
+    real, stalls = preflight.write_json, [6.0]
+
+    def slow(path: Path, value: Any, wait_s: float = 0.0) -> None:
+        if stalls:  # the clocks go on, the process does not
+            stall = stalls.pop()
+            value["time"] -= stall
+            monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic: now() + stall)
+        real(path, value, wait_s)
+
+    monkeypatch.setattr(preflight, "write_json", slow)
+    monkeypatch.setenv("SLURMD_NODENAME", "a")
+    preflight.report(load(None, ["data.executor=synthetic"]), nodes)
+    found = json.loads((nodes / "a.json").read_text())
+    assert abs(found["time"] - (nodes / "a.json").stat().st_mtime) < 1 and len(list(nodes.iterdir())) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
+import errno
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from launch import requeue
+from launch import requeue, snapshot
 from launch.snapshot import Folder
 
 
@@ -23,7 +25,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
         ((0, ""), 0, (0, "")),
         ((130, "signal SIGINT"), 0, (130, "")),
         ((2, ""), 2, (2, "")),
+        ((69, "no space left"), 69, (69, "no space left")),
+        ((70, ""), 70, (70, "")),
         (None, 1, (1, "")),
+        (None, 69, (69, "a task met trouble that may pass; its log says which")),
         (None, 137, (137, "a task was killed (srun ended with 137)")),
     ],
 )
@@ -41,9 +46,37 @@ def test_the_last_words_of_an_earlier_start_do_not_count(folder: Folder, monkeyp
     assert requeue.decide(folder, 1) == (1, "")
 
 
+def test_a_disk_that_fails_loses_no_requeue(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requeue, "PATIENCE_S", 0.2)
+    requeue.note(folder, 75, "signal SIGUSR2")
+
+    def stale(*_: object, **__: object) -> str:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(Path, "read_text", stale)
+        assert requeue.decide(folder, 0) == (69, f"{folder.path / 'outcome.json'}: Stale file handle")
+    tries: list[int] = []
+    real = Path.write_text
+
+    def full_at_first(path: Path, *arguments: Any, **more: Any) -> int:
+        tries.append(1)
+        if len(tries) < 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, *arguments, **more)
+
+    monkeypatch.setattr(Path, "write_text", full_at_first)
+    requeue.append(folder, "because", 2)
+    assert len(tries) == 3 and [one["reason"] for one in requeue.history(folder)] == ["because"]
+    monkeypatch.setattr(snapshot, "retry", lambda work, *_, **__: work())
+    tries.clear()
+    requeue.append(folder, "not put down", 3)  # a warning, no error: the requeue matters more than its record
+    assert len(requeue.history(folder)) == 1
+
+
 def test_the_history(folder: Folder) -> None:
     assert requeue.history(folder) == []
-    requeue.append(folder, "because")
+    requeue.append(folder, "because", 2)
     ((one,),) = (requeue.history(folder),)
     assert (one["job"], one["restart"], one["reason"]) == ("7", 2, "because")
 
