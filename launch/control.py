@@ -3,6 +3,7 @@
 Not here: submitting for the first time (`launch.slurm`).
 """
 
+import math
 import os
 import sys
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from launch import preflight, requeue, scontrol, slurm, worker
-from launch.job import mark_killed
+from launch.job import last_words, mark_killed
 from launch.options import Options, changed
 from launch.snapshot import Folder
 from pipeline.config import load
@@ -19,8 +20,11 @@ from pipeline.errors import ConfigError, UsageError
 from pipeline.track.journal import JOURNAL
 from pipeline.track.lock import in_use
 from pipeline.track.runs import read_run
+from pipeline.train import failure
 
 _POLL_S = 1.0
+_ASK_S = 10.0
+"""Pause between two questions to the controller: it serves the whole cluster."""
 
 
 def find(wanted: Sequence[str], root: Path) -> list[Folder]:
@@ -69,13 +73,13 @@ def _name(folder: Folder) -> str:
 
 
 def states(found: Sequence[Folder]) -> list[dict[str, Any]]:
-    """Return job and run of each: SLURM's state, the training's status, step and total steps, requeues."""
-    return [_state(folder) for folder in found]
+    """Return job and run of each: SLURM's state, the training's status and reason, step and total steps, requeues."""
+    ids = [folder.read()["job"] for folder in found]
+    jobs = scontrol.jobs(ids)
+    return [_state(folder, jobs[job_id]) for folder, job_id in zip(found, ids, strict=True)]
 
 
-def _state(folder: Folder) -> dict[str, Any]:
-    submission = folder.read()
-    job = scontrol.job(submission["job"])
+def _state(folder: Folder, job: scontrol.Job) -> dict[str, Any]:
     run = read_run(folder.run_dir) if (folder.run_dir / JOURNAL).is_file() else None
     return {
         "run_dir": str(folder.run_dir),
@@ -85,9 +89,19 @@ def _state(folder: Folder) -> dict[str, Any]:
         "nodes": job.nodes,
         "requeues": requeue.history(folder),
         "status": run.status if run else "-",
+        "reason": _reason(folder) if not job.alive else "",
         "step": run.step if run else 0,
         "total_steps": run.total_steps if run else None,
     }
+
+
+def _reason(folder: Folder) -> str:
+    """Return why a run that is not finished has ended: what failed first, else the last words of its journal or job."""
+    status, said = last_words(folder.run_dir)
+    failed = failure.read(folder.run_dir)
+    if status == "FINISHED":
+        return ""
+    return failed.error if failed and failed.launch is not None else said or requeue.last_word(folder)
 
 
 def render(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -101,7 +115,8 @@ def render(rows: Sequence[Mapping[str, Any]]) -> str:
              str(slurm.shown(Path(row["run_dir"]))))
         )  # fmt: skip
     widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table)
+    shown = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
+    return "\n".join(shown + [f"{row['job'] or '-'}: {row['reason']}" for row in rows if row["reason"]])
 
 
 def logs(folder: Folder, follow: bool, rank: int | None, show: Callable[[str], None]) -> None:
@@ -116,8 +131,11 @@ def logs(folder: Folder, follow: bool, rank: int | None, show: Callable[[str], N
     submission = folder.read()
     seen: dict[Path, int] = {}
     last: Path | None = None
+    alive, asked = follow, -math.inf
     while True:
-        alive = follow and scontrol.job(submission["job"]).alive  # asked first: what it prints before its end is shown
+        if follow and time.monotonic() >= asked + _ASK_S:  # before the look: what it prints before its end is shown
+            alive = scontrol.insist(lambda: scontrol.job(submission["job"])).alive
+            asked = time.monotonic()
         paths = _logs(folder, submission, rank)
         for path in paths:
             with path.open("rb") as file:

@@ -130,6 +130,14 @@ def of_this_job(run_dir: Path, env: Mapping[str, str] = os.environ) -> Path:
     return Path(json.loads(retry(lambda: members.read_text(encoding="utf-8"), PATIENCE_S))[index])
 
 
+def last_word(folder: Folder) -> str:
+    """Return the reason that the newest job has left for its end, for people."""
+    try:
+        return str(json.loads((folder.path / _OUTCOME).read_text(encoding="utf-8"))["reason"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
 def decide(folder: Folder, code: int) -> tuple[int, str]:
     """Return the exit code of the job, and why it is to be requeued; no reason: it is not.
 

@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -117,7 +117,33 @@ def job(job_id: str) -> Job:
             return Job(job_id)
         raise
     # Of an array the first line is the array itself or its newest member.
-    found = fields(text.splitlines()[0])
+    return _job(job_id, fields(text.splitlines()[0]))
+
+
+def jobs(wanted: Collection[str]) -> dict[str, Job]:
+    """Return the state of each job, as `job` does, with one question to the controller for all of them.
+
+    Raises:
+        PipelineError: as `call` does.
+    """
+    if len(set(wanted)) < 2:
+        return {one: job(one) for one in wanted}
+    known: dict[str, dict[str, str]] = {}
+    for row in map(fields, call("scontrol", "show", "job", "--oneliner").splitlines()):
+        for name in _names(row):
+            known.setdefault(name, row)
+    return {one: _job(one, known.get(one, {})) for one in wanted}
+
+
+def _names(row: Mapping[str, str]) -> list[str]:
+    """Return the ids of a job: its own, and as one or more members of an array, `ArrayTaskId=3` or `1-4,7%2`."""
+    array, parts = row.get("ArrayJobId"), row.get("ArrayTaskId", "").partition("%")[0].split(",")
+    found = [re.fullmatch(r"(\d+)(?:-(\d+)(?::(\d+))?)?", part) for part in parts]
+    ranges = [range(int(one[1]), int(one[2] or one[1]) + 1, int(one[3] or 1)) for one in found if one]
+    return [row.get("JobId", ""), *(f"{array}_{n}" for numbers in ranges for n in numbers), *([array] if array else [])]
+
+
+def _job(job_id: str, found: Mapping[str, str]) -> Job:
     return Job(
         job_id,
         state=found.get("JobState", "GONE").split("+")[0],

@@ -8,17 +8,12 @@ import json
 import math
 import os
 import re
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from threading import RLock
-from types import FrameType
 from typing import Any, Literal
 
 import yaml
@@ -28,13 +23,13 @@ from launch.job import Task
 from launch.snapshot import Folder
 from pipeline import cpus, units
 from pipeline.config import Config, as_tree, digest, flat, load
-from pipeline.errors import ConfigError, Stopped, UsageError
+from pipeline.errors import ConfigError, UsageError
 from pipeline.track.identity import TAGS, new_uid
 from pipeline.track.journal import JOURNAL, Journal
 from pipeline.track.runs import read_run
 from pipeline.track.uri import tracking_uri
 from pipeline.train import rundir
-from pipeline.train.preemption import SIGNALS
+from pipeline.train.children import Children
 
 How = Literal["grid", "zip"]
 _RANGE = re.compile(r"(-?[0-9]{1,18})\.\.(-?[0-9]{1,18})")
@@ -287,47 +282,6 @@ def parent(sweep: Sweep) -> dict[str, str]:
             journal.event("status", status="FINISHED", reason="")
     found = sync(made, tracking_uri(cfg.track, cfg.run.root), cfg.track.experiment)
     return tags | {"mlflow.parentRunId": found.run_id}
-
-
-class Children:
-    """The members that run on this machine; a signal reaches all of them, and none is started after it."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._running: set[subprocess.Popen[bytes]] = set()
-        self._starting = RLock()  # a second signal may come within the handler of the first
-
-    def run(self, command: Sequence[str], log: Path, env: Mapping[str, str]) -> int:
-        """Run a member; return its exit code, 75 if a signal came before it could save anything or was started at all."""
-        with log.open("ab") as file:
-            with self._starting:
-                if self.signal is not None:
-                    return Stopped.exit_code
-                child = subprocess.Popen(command, stdout=file, stderr=file, env=env)
-                self._running.add(child)
-            code = child.wait()
-            self._running.discard(child)
-        code = 128 - code if code < 0 else code
-        return Stopped.exit_code if self.signal is not None and code == 128 + self.signal else code
-
-    def forward(self, number: int, frame: FrameType | None) -> None:
-        """Pass a signal on. From a terminal they have it already: twice within two seconds is once (`preemption`)."""
-        with self._starting:  # threads hold it for the moment that a start takes
-            self.signal = number
-            running = tuple(self._running)
-        for child in running:
-            child.send_signal(number)
-
-    @contextmanager
-    def forwarding(self) -> Iterator[None]:
-        """Pass signals on for the time of the `with` block, but those that are ignored on purpose, as nohup does."""
-        wanted = [one for one in SIGNALS if signal.getsignal(one) != signal.SIG_IGN]
-        before = {one: signal.signal(one, self.forward) for one in wanted}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def run_here(sweep: Sweep, jobs: int, nproc: int | None) -> dict[int, int]:

@@ -4,7 +4,6 @@ Not here: the runs themselves, which are processes of `pipeline train`, and what
 """
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +13,12 @@ from typing import Any
 
 import yaml
 
+from pipeline import cpus
 from pipeline.config import load
-from pipeline.errors import ConfigError, TrainingError
+from pipeline.errors import ConfigError, Stopped, TrainingError
+from pipeline.train.children import Children
+
+_ENDS = {0: "done", Stopped.exit_code: "stopped"}
 
 
 @dataclass(frozen=True)
@@ -51,22 +54,32 @@ def read(path: Path) -> Sweep:
 def carry_out(sweep: Sweep, out: Path, overrides: tuple[str, ...], say: Callable[[str], None]) -> None:
     """Train every run into `out/NAME`, as many at once as there are cores; those that are finished already stay.
 
+    Signals go on to the runs, which save; none is started after one.
+
     Raises:
-        TrainingError: naming the first run that failed and its log.
+        TrainingError: naming the first run that failed and its log, with that run's exit code.
+        Stopped: if a signal came and no run failed.
     """
     out.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        codes = dict(zip(sweep.runs, pool.map(lambda name: _train(sweep, name, out, overrides, say), sweep.runs), strict=True))
-    for name, code in codes.items():
-        if code:
-            raise TrainingError(f"{name}: ended with exit code {code}; its output is in {out / name}.log")
+    children = Children()
 
+    def one(name: str) -> int:
+        code = children.run(_command(sweep, name, out, overrides), out / f"{name}.log", environment)
+        say(f"{name}: {_ENDS.get(code, f'failed, exit code {code}')}")
+        return code
 
-def _train(sweep: Sweep, name: str, out: Path, overrides: tuple[str, ...], say: Callable[[str], None]) -> int:
-    places = (f"run.dir={out / name}", f"run.name={name}")
-    command = [sys.executable, "-m", "pipeline", "train", str(sweep.config), *sweep.runs[name], *overrides, *places]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}  # the runs share the cores; each alone would take all
-    with (out / f"{name}.log").open("w", encoding="utf-8") as log:
-        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False).returncode
-    say(f"{name}: {'done' if code == 0 else f'failed, exit code {code}'}")
-    return code
+    with children.forwarding(), ThreadPoolExecutor(cpus.available()) as pool:
+        codes = dict(zip(sweep.runs, pool.map(one, sweep.runs), strict=True))
+    for name, code in codes.items():
+        if code not in _ENDS:
+            error = TrainingError(f"{name}: ended with exit code {code}; its output is in {out / name}.log")
+            error.exit_code = code
+            raise error
+    if Stopped.exit_code in codes.values():
+        raise Stopped(f"{out}: stopped; the same command goes on with the runs that are not done")
+
+
+def _command(sweep: Sweep, name: str, out: Path, overrides: tuple[str, ...]) -> list[str]:
+    places = (f"run.dir={out / name}", f"run.name={name}")
+    return [sys.executable, "-m", "pipeline", "train", str(sweep.config), *sweep.runs[name], *overrides, *places]

@@ -94,3 +94,18 @@ def test_a_controller_that_is_silent_once_loses_no_requeue(
     requeue.note(folder, 75, "signal SIGUSR2")
     assert requeue.main(folder.run_dir, 0) == 75
     assert asked.read_text() == "requeue 7\n" and len(requeue.history(folder)) == 1
+
+
+def test_all_jobs_are_asked_for_with_one_question(answers: Callable[..., None], tmp_path: Path) -> None:
+    rows = [
+        "JobId=7 JobName=a Restarts=2 JobState=RUNNING Reason=None NodeList=node1",
+        "JobId=12 ArrayJobId=9 ArrayTaskId=3 JobState=RUNNING Reason=None",
+        "JobId=9 ArrayJobId=9 ArrayTaskId=4-8:2,11%2 JobState=PENDING Reason=Resources",
+    ]
+    printed = "\n".join(f"echo {row}" for row in rows)
+    answers(f"{printed}\necho $* >> {tmp_path}/asked")
+    found = scontrol.jobs(["7", "9_3", "9_6", "9_11", "9_7", "9", "5", ""])
+    assert found["7"] == scontrol.Job("7", "RUNNING", "", "node1", 2)
+    states = [found[one].state for one in ("9_3", "9_6", "9_11", "9_7", "9", "5", "")]
+    assert states == ["RUNNING", "PENDING", "PENDING", "GONE", "RUNNING", "GONE", "GONE"]
+    assert (tmp_path / "asked").read_text() == "show job --oneliner\n"
