@@ -1,11 +1,15 @@
 """Failures that would come again: launchers end with their exit code, and start nothing in vain."""
 
 import json
-import shutil
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
 
 FEW = ("train.epochs=8st", "schedule.warmup=0st")
 EXPLODES = ("optim.lr=1e30", "optim.lr_per=null")
@@ -41,12 +45,25 @@ def test_torchrun_itself_finds_at_the_restart_that_nothing_can_be_done(trainer: 
     assert statuses(run_dir) == ["RUNNING", "FAILED"]
 
 
-def test_a_rank_that_fails_alone_decides_for_all(trainer: Any, tmp_path: Path, digits: Path) -> None:
-    root = tmp_path / "data"
-    shutil.copytree(digits, root)
-    for path in (root / "train").rglob("*.jpeg"):
-        path.write_bytes(path.read_bytes()[:-40])
-    done = launch(trainer, tmp_path / "run", f"data.root={root}")
-    assert done.returncode == 2, done.stderr
+OUT_OF_MEMORY = """
+import os
+if os.environ.get("RANK") == "1":
+    import torch
+    from pipeline.train import engine
+    step = engine.train_step
+    def failing(state, stream):
+        if state.step == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return step(state, stream)
+    engine.train_step = failing
+"""
+
+
+def test_a_rank_that_fails_alone_decides_for_all(trainer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text(OUT_OF_MEMORY)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
+    done = launch(trainer, tmp_path / "run")
+    assert done.returncode == 70, done.stderr
     assert statuses(tmp_path / "run") == ["RUNNING", "FAILED"]
-    assert "not started again" in done.stderr and ".jpeg" in done.stderr
+    assert "out of memory at step 3" in done.stderr and "lower batch.micro (8)" in done.stderr, done.stderr
+    assert "not started again after the failure at step 3 (rank 1)" in done.stderr

@@ -31,6 +31,23 @@ def test_a_world_that_does_not_divide_is_refused_with_those_that_do() -> None:
         plan(4, "batch.global=96", "batch.micro=16")
 
 
+@pytest.mark.parametrize(
+    ("world", "keys", "remedy"),
+    [
+        (16, ("batch.global=2048", "batch.micro=256"), "set batch.micro=128, the largest that fits"),
+        (16, ("batch.global=3200", "batch.micro=400"), "set batch.micro=200, the largest that fits"),
+        (24, ("batch.global=96", "batch.micro=16"), "set batch.micro=4, the largest that fits"),
+        (7, ("batch.global=96", "batch.micro=16"), "set batch.global to a multiple of 7 x batch.micro"),
+        (96, ("batch.global=96", "batch.micro=16", "mix.mixup=0.2"), "set batch.global to a multiple of 96 x batch.micro"),
+    ],
+)
+def test_the_refusal_of_a_world_names_the_micro_batch_that_fits(world: int, keys: tuple[str, ...], remedy: str) -> None:
+    with pytest.raises(WorldError, match=rf"start .* of them, or {remedy}$"):
+        plan(world, *keys, *SMALL)
+    if "batch.micro=" in remedy:
+        assert plan(world, *keys, remedy.split()[1].rstrip(","), *SMALL, train=99999).accumulation >= 1
+
+
 def test_auto_scales_with_the_world() -> None:
     assert plan(3, "batch.micro=16", "batch.global=auto", *SMALL).global_batch == 48
 
