@@ -22,7 +22,10 @@ def cli() -> None:
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--nproc-per-node", type=click.IntRange(1), help="Processes; default: one for each GPU, one without GPUs.")
 def local(config: str, overrides: tuple[str, ...], nproc_per_node: int | None) -> None:
-    """Train as the file CONFIG says with several processes on this machine, as `torchrun --standalone` does."""
+    """Train as the file CONFIG says with several processes on this machine, as `torchrun --standalone` does.
+
+    It starts nothing again: after trouble that may pass (exit code 69) too, the same command with run.dir=DIR goes on.
+    """
     from launch.local import run
 
     sys.exit(run([config, *overrides], nproc_per_node))
@@ -39,7 +42,7 @@ def torchrun(config: str, overrides: tuple[str, ...], **how: Any) -> None:
     """Train as the file CONFIG says, on several nodes: give the same command on each.
 
     As `torchrun --rdzv-backend=c10d -m pipeline train` does, but signals reach the training, a stop on request is not
-    taken for a failure (exit code 75), and bad input is not tried again.
+    taken for a failure (exit code 75), and bad input (2) or what would fail again (70) is not tried again.
     """
     from launch.torchrun import Meeting, run
 

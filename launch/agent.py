@@ -198,7 +198,7 @@ def _exit_code(error: ChildFailedError, group: Group) -> int:
 
     That is one which would fail again, here or (`run_dir`) on another node; then the first that did not merely lose its peers.
     """
-    failures = sorted((found for _, found in error.failures), key=lambda found: found.timestamp)
+    failures = sorted(error.failures.values(), key=lambda found: found.timestamp)
     codes = [found.exitcode if found.exitcode >= 0 else 128 - found.exitcode for found in failures]
     elsewhere = failure.for_good(group.run_dir, group.run_id) if group.run_dir else None
     known = [*codes, *([elsewhere.code] if elsewhere else [])]

@@ -118,15 +118,15 @@ def _shared_batch(cfg: Config, world_size: int) -> int:
         raise WorldError(
             f"batch.global: {count(micros, 'micro-batch', 'micro-batches')} ({cfg.batch.global_} / {micro}) "
             f"can't be shared by {world_size} processes; "
-            f"start {good} of them, or {_remedy(cfg, world_size)}"
+            f"start {good} of them, or {_remedy(cfg, cfg.batch.global_, world_size)}"
         )
     return cfg.batch.global_
 
 
-def _remedy(cfg: Config, world_size: int) -> str:
+def _remedy(cfg: Config, images: int, world_size: int) -> str:
     """Return what lets a world share the global batch: the largest micro-batch that does, or another global batch."""
-    share, least = cfg.batch.global_ // world_size, 2 if cfg.mix.on else 1  # type: ignore[operator]
+    share, least = images // world_size, 2 if cfg.mix.on else 1
     fits = [micro for micro in range(least, min(cfg.batch.micro, share) + 1) if share % micro == 0]
-    if cfg.batch.global_ % world_size or not fits:  # type: ignore[operator]
+    if images % world_size or not fits:
         return f"set batch.global to a multiple of {world_size} x batch.micro"
     return f"set batch.micro={fits[-1]}, the largest that fits"
