@@ -60,8 +60,9 @@ def append(folder: Folder, reason: str, ended: int) -> None:
     about = {"reason": reason, "nodes": os.environ.get("SLURM_JOB_NODELIST"), "ended": ended, "step": saved_step(folder)}
     line = json.dumps({"t": round(time.time(), 3)} | attempt() | about)
     try:
-        write_patiently(folder.requeues, "".join(f"{one}\n" for one in [*_lines(folder), line]))
-    except PipelineError as error:
+        before = retry(lambda: _lines(folder), PATIENCE_S)
+        write_patiently(folder.requeues, "".join(f"{one}\n" for one in [*before, line]))
+    except (PipelineError, OSError) as error:
         print(f"warning: {error}; the requeue goes on without a record", file=sys.stderr, flush=True)
 
 
@@ -77,15 +78,15 @@ def limit(folder: Folder, ended: int) -> str:
     A requeue that could not be put down counts as idle: it may be the full disk that brings the job back.
 
     Raises:
-        UsageError: if the submission can't be read.
+        PipelineError: if the submission can't be read.
     """
     submission = retry(folder.read, PATIENCE_S)
     most, most_idle = int(submission["max_requeues"]), int(submission["max_idle_requeues"])
     if ended >= most:
         return f"after {ended} requeues (launch.max_requeues={most})"
     job, step, idle = attempt()["job"], saved_step(folder), 0
-    steps = {one.get("ended"): one.get("step", 0) for one in history(folder) if one["job"] == job}
-    while idle < ended and steps.get(ended - idle - 1, step) >= step:
+    saved = {str(one.get("ended")): one.get("step") for one in history(folder) if one["job"] == job}
+    while idle < ended and (not isinstance(known := saved.get(str(ended - idle - 1)), int) or known >= step):
         idle += 1
     if idle >= most_idle:
         return f"no step beyond {step} was saved in {idle} requeues (launch.max_idle_requeues={most_idle})"
@@ -94,8 +95,11 @@ def limit(folder: Folder, ended: int) -> str:
 
 def history(folder: Folder) -> list[dict[str, Any]]:
     """Return the requeues of a run, oldest first; lines that a full disk or a dying host has broken are passed over."""
+    lines: list[str] = []
+    with suppress(OSError):
+        lines = _lines(folder)
     found = []
-    for line in _lines(folder):
+    for line in lines:
         with suppress(ValueError):
             found.append(json.loads(line))
     return [one for one in found if isinstance(one, dict) and isinstance(one.get("reason"), str) and "job" in one]
@@ -104,7 +108,7 @@ def history(folder: Folder) -> list[dict[str, Any]]:
 def _lines(folder: Folder) -> list[str]:
     try:
         return folder.requeues.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
+    except FileNotFoundError:
         return []
 
 
@@ -116,8 +120,9 @@ def _word(folder: Folder) -> dict[str, Any]:
     """
     try:
         found = json.loads(retry(lambda: (folder.path / _OUTCOME).read_text(encoding="utf-8"), PATIENCE_S))
-        return found if attempt().items() <= found.items() else {}
-    except (FileNotFoundError, ValueError, AttributeError):
+        fits = isinstance(found["code"], int) and isinstance(found["reason"], str) and attempt().items() <= found.items()
+        return found if fits else {}
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
@@ -200,9 +205,9 @@ def _mark_killed(folder: Folder) -> None:
 def _command_line(arguments: Sequence[str]) -> int:
     try:
         return main(Path(arguments[0]), int(arguments[1]))
-    except PipelineError as error:
+    except (PipelineError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return getattr(error, "exit_code", TransientError.exit_code)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.config.schema import Batch
 from pipeline.errors import PipelineError, Stopped, TrainingError, TransientError, UsageError
 from pipeline.files import write_atomically
+from pipeline.retry import may_pass
 
 FOR_GOOD = (TrainingError.exit_code, UsageError.exit_code)
 """Exit codes that another start would end with too; of several ranks' codes the first of these is the reason."""
@@ -78,10 +79,11 @@ def refuse_repetition(run_dir: Path, env: Mapping[str, str] = os.environ) -> Non
 
 
 @contextlib.contextmanager
-def judged(run_dir: Path, step: object, rank: int, size: int, batch: Batch) -> Iterator[None]:
-    """Tell apart, and keep, what the `with` block fails with; `step` has the step as its attribute.
+def judged(run_dir: Path, step: Callable[[], int], rank: int, size: int, batch: Batch) -> Iterator[None]:
+    """Tell apart, and keep, what the `with` block fails with; `step` returns the step at which it does.
 
     Raises:
+        TransientError: if the error is one of a disk or a file server that may recover.
         TrainingError: if memory ran out, or the same error came at the same step as in the start before.
     """
     try:
@@ -89,21 +91,24 @@ def judged(run_dir: Path, step: object, rank: int, size: int, batch: Batch) -> I
     except (Stopped, TransientError):
         raise
     except Exception as error:
-        at = int(getattr(step, "step", 0))
-        found = error if isinstance(error, PipelineError) else _judge(error, at, read(run_dir), batch)
-        if isinstance(found, PipelineError) and not isinstance(error, TrainingError):
+        found = _judge(error, step(), read(run_dir), batch)
+        if isinstance(found, PipelineError) and not isinstance(error, TrainingError):  # which all ranks see in their sums
             found.agreed = size == 1
         code, said = getattr(found, "exit_code", 1), str(found) if isinstance(found, PipelineError) else _signature(error)
-        if said and (rank == 0 or not isinstance(error, TrainingError)):
-            write(run_dir, Failure(code=code, step=at, error=said, rank=rank, launch=launch_id(), restart=_restart()))
+        if said and not isinstance(found, TransientError) and (rank == 0 or not isinstance(error, TrainingError)):
+            write(run_dir, Failure(code=code, step=step(), error=said, rank=rank, launch=launch_id(), restart=_restart()))
         if found is error:
             raise
         raise found from error
 
 
 def _judge(error: Exception, step: int, before: Failure | None, batch: Batch) -> Exception:
-    """Return the error that an unknown one really is."""
+    """Return the error that another one really is."""
     said = _signature(error)
+    if may_pass(error):
+        return TransientError(str(error) if isinstance(error, PipelineError) else f"{said}; the last checkpoint is intact")
+    if isinstance(error, PipelineError):
+        return error
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):
         return TrainingError(
             f"out of memory at step {step} ({said[:160]}); lower batch.micro ({batch.micro}) with batch.global as it is, "
@@ -120,7 +125,7 @@ def _signature(error: BaseException) -> str:
 
 
 def _same(before: str, now: str) -> bool:
-    """Return whether two errors are the same but for numbers, such as addresses and process ids."""
+    """Return whether two errors are the same but for numbers, such as addresses; the one before may say that it came twice."""
     plain = [re.sub(r"0x[0-9a-f]+|\d+", "#", text) for text in (before, now)]
     return plain[0].startswith(plain[1])
 

@@ -174,7 +174,7 @@ def _fit(state: State, run: RunDir) -> None:
                 held.enter_context(record)
             listener = report.Silent(machines) if record is None else record.reporter
             # In here, so that the record names what failed, and who was lost.
-            with failure.judged(run.path, state, world.rank, world.size, cfg.batch), world.watched():
+            with failure.judged(run.path, lambda: state.step, world.rank, world.size, cfg.batch), world.watched():
                 engine.fit(state, store, flag, listener)
             kept = held.pop_all()
         # The others wait for rank 0: where they have gone already, it could not come back if it died over this.

@@ -74,6 +74,23 @@ def test_a_disk_that_fails_loses_no_requeue(folder: Folder, monkeypatch: pytest.
     assert len(requeue.history(folder)) == 1
 
 
+FORGED = ["", "[]", "3", '{"job": "7", "restart": 2}', '{"job": "7", "restart": 2, "code": "75", "reason": 1}', "\0" * 9]
+
+
+@pytest.mark.parametrize("content", FORGED)
+def test_a_word_that_makes_no_sense_says_nothing(folder: Folder, content: str) -> None:
+    (folder.path / "outcome.json").write_text(content)
+    assert requeue.decide(folder, 1) == (1, "")
+
+
+def test_lines_that_make_no_sense_count_as_requeues_without_progress(folder: Folder) -> None:
+    folder.write({"job": "7", "max_requeues": 50, "max_idle_requeues": 2})
+    folder.requeues.write_text(
+        '{"job": "7", "reason": "", "ended": 1, "step": "x"}\n[]\n{"job": "7", "reason": "", "ended": []}\n'
+    )
+    assert requeue.limit(folder, 2).startswith("no step beyond 0 was saved in 2 requeues")
+
+
 def test_the_history(folder: Folder) -> None:
     assert requeue.history(folder) == []
     requeue.append(folder, "because", 2)

@@ -1,18 +1,18 @@
+import errno
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from pipeline.config.schema import Batch
-from pipeline.errors import DataError, PeerLost, PipelineError, Stopped, TrainingError
+from pipeline.errors import DataError, PeerLost, PipelineError, Stopped, TrainingError, TransientError, UsageError
 from pipeline.train import failure
 
 
 def fail(run_dir: Path, error: Exception, step: int = 7, rank: int = 0, size: int = 1) -> Exception:
     failure.begin(run_dir)
     try:
-        with failure.judged(run_dir, SimpleNamespace(step=step), rank, size, Batch()):
+        with failure.judged(run_dir, lambda: step, rank, size, Batch()):
             raise error
     except Exception as raised:
         return raised
@@ -42,7 +42,7 @@ def test_another_step_or_error_is_tried_again(tmp_path: Path, step: int, text: s
 def test_two_ranks_that_fail_at_once_are_not_twice_in_a_row(tmp_path: Path) -> None:
     failure.begin(tmp_path)
     for rank in (0, 1):
-        with pytest.raises(ValueError, match="bad"), failure.judged(tmp_path, SimpleNamespace(step=1), rank, 2, Batch()):
+        with pytest.raises(ValueError, match="bad"), failure.judged(tmp_path, lambda: 1, rank, 2, Batch()):
             raise ValueError("bad")
 
 
@@ -63,6 +63,17 @@ def test_what_ranks_agree_on_is_kept_once_and_what_may_pass_is_not(tmp_path: Pat
     assert failure.read(tmp_path) is None
     assert not fail(tmp_path, DataError("a.jpeg"), rank=1, size=2).agreed  # type: ignore[attr-defined]
     assert failure.read(tmp_path) is not None
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_a_disk_that_fails_is_no_failure_that_would_come_again(tmp_path: Path, wrapped: bool) -> None:
+    for _ in range(2):
+        error: Exception = OSError(errno.EIO, "Input/output error", "a.jpeg")
+        if wrapped:
+            error, error.__cause__ = UsageError("curves.png: can't write"), error
+        found = fail(tmp_path, error)
+        assert isinstance(found, TransientError) and found.exit_code == 69
+    assert failure.read(tmp_path) is None
 
 
 def test_only_a_restart_of_the_same_launch_is_refused(tmp_path: Path) -> None:
