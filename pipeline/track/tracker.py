@@ -6,10 +6,9 @@ Not here: when to call, and what to do when a call fails (`pipeline.track.shippe
 import json
 import logging
 import os
-import sqlite3
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +16,7 @@ from pipeline.errors import UsageError
 from pipeline.track import mapping, registry
 from pipeline.track.cursor import POINTS_PER_CALL, Point
 from pipeline.track.journal import Record, milliseconds
-from pipeline.track.lock import FileLock
+from pipeline.track.store import ready
 from pipeline.track.uri import refuse_network_disk, sqlite_path
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ def set_environment() -> None:
 def connect(uri: str, *, make: bool = False) -> "MlflowClient":
     """Return a client of a store; the only place where one is made, so that no two processes set up a database at once.
 
-    `make` makes a sqlite database that is missing.
+    `make` makes a sqlite database that is missing; one that is there is mended or upgraded where it must be.
 
     Raises:
         UsageError: if it is missing and not to be made.
@@ -64,7 +63,7 @@ def connect(uri: str, *, make: bool = False) -> "MlflowClient":
     from mlflow import MlflowClient
 
     logging.getLogger("mlflow").setLevel(logging.ERROR)  # importing MLflow has set it to INFO
-    with _alone_in(database):
+    with ready(database) if database is not None else nullcontext():
         return MlflowClient(tracking_uri=uri)
 
 
@@ -219,29 +218,6 @@ def unreachable(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-@contextmanager
-def _alone_in(database: Path | None) -> Iterator[None]:
-    """Keep other processes from making the same sqlite database: several that start on a fresh one break it for good."""
-    if database is None:
-        yield
-        return
-    database.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(database.with_name(database.name + ".lock"))
-    try:
-        lock.acquire(wait=True)
-    except OSError:
-        # Beside a database that may only be read nobody can make one either.
-        if not database.is_file():
-            raise
-    try:
-        # Of a file that is no database MLflow would make sure for a hundred seconds.
-        with closing(sqlite3.connect(database)) as connection:
-            connection.execute("PRAGMA schema_version")
-        yield
-    finally:
-        lock.release()
 
 
 @contextmanager
