@@ -14,7 +14,7 @@ from pipeline.track.lock import FileLock
 
 _log = logging.getLogger(__name__)
 _SETTLED_S = 10.0
-"""Seconds without a change after which nobody is taken to be making a database any more: MLflow itself knows no lock of ours."""
+"""Seconds without a change after which nobody is taken to be making a database: MLflow itself does not know our lock."""
 _UNSAFE = "PRAGMA synchronous = OFF; PRAGMA journal_mode = MEMORY"
 _ROOM_OR_ACCESS = {
     sqlite3.SQLITE_BUSY,

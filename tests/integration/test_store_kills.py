@@ -1,4 +1,4 @@
-"""A local tracking store whose makers are killed at random moments. `STORE_KILLS=100 pytest -s` on this file kills 100."""
+"""A local tracking store whose makers are killed at random moments. `STORE_KILLS=100` kills 100 (`-s --timeout 3000`)."""
 
 import os
 import random
