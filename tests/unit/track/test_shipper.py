@@ -196,6 +196,25 @@ def test_a_run_that_a_slow_server_made_all_the_same_is_found(tmp_path, begin, ur
     assert stored()[0].info.run_id == made
 
 
+def test_runs_that_a_slow_server_made_later_are_removed_but_none_that_holds_something(tmp_path, begin, uri, stored):
+    with Journal(tmp_path) as journal:
+        begin(journal)
+        train(journal, range(3))
+    run_id = sync(tmp_path, uri, "tests").run_id
+    place = stored()[0].info.experiment_id
+    late = [stored.client.create_run(place, 1, {"run.uid": "a1"}).info.run_id for _ in range(2)]
+    assert sync(tmp_path).run_id == run_id
+    assert stored()[0].info.run_id == run_id
+    (tmp_path / "mlflow.json").unlink()
+    stored.client.restore_run(late[0])
+    assert sync(tmp_path, uri, "tests").run_id == run_id
+    assert stored()[0].info.run_id == run_id
+    stored.client.restore_run(late[1])
+    stored.client.log_param(late[1], "somebody", "else's")
+    sync(tmp_path)
+    assert stored.client.get_run(late[1]).info.lifecycle_stage == "active"
+
+
 def test_the_status_follows_the_journal(tmp_path, begin, uri, stored):
     for status in ("FINISHED", "FAILED", "KILLED", "SCHEDULED"):
         with Journal(tmp_path) as journal:
