@@ -90,8 +90,7 @@ def _last_sign(run: Any) -> float:
 def _close(client: Any, uri: str, run: Any, silent_s: float) -> Reaped:
     run_id, directory = run.info.run_id, _directory(run)
     problem = None if directory is None else _sync(directory, uri, client.get_experiment(run.info.experiment_id).name)
-    info = client.get_run(run_id).info  # one made twice, by a server too slow to answer, is deleted now
-    if info.status == "RUNNING" and info.lifecycle_stage != "deleted":
+    if client.get_run(run_id).info.status == "RUNNING":
         client.set_tag(run_id, mapping.REASON, f"no sign of life for {silent_s:.0f} s")
         client.set_terminated(run_id, "FAILED")
     return Reaped(run_id, run.info.run_name, client.get_run(run_id).info.status, silent_s, problem)

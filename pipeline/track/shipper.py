@@ -21,7 +21,7 @@ from pipeline.track.lock import FileLock
 from pipeline.track.refusal import one_line, unreachable
 from pipeline.track.runs import read_run
 from pipeline.track.tracker import UPLOAD_TIMEOUT_S, Tracker, set_environment
-from pipeline.track.uri import tracking_uri
+from pipeline.track.uri import sqlite_path, tracking_uri
 
 __all__ = ["Shipper", "SyncResult", "first_run", "sync", "tracking_uri"]
 _log = logging.getLogger(__name__)
@@ -44,14 +44,14 @@ class _Delivery:
     def __init__(self, run_dir: Path, uri: str, experiment: str, *, guest: bool = False) -> None:
         self.run_dir, self.uri, self.shipped = run_dir, uri, 0
         self._guest, self._file = guest, CURSOR
+        self._remote = sqlite_path(uri) is None
         self._journal = run_dir / JOURNAL
         self._lock = FileLock(run_dir / f"{CURSOR}.lock")
         self._locked = False
         self._tracker: Tracker | None = None
         self._first: Record | None = None
         self._next_heartbeat = 0.0
-        self.moved = math.inf
-        """When a call was answered last, by the monotonic clock; infinite while none is under way."""
+        self._moved = math.inf
         self.cursor = Cursor(redact(uri), experiment)
 
     def advance(self, stop: Callable[[], bool] = lambda: False, *, again: bool = True) -> None:
@@ -66,7 +66,7 @@ class _Delivery:
         self._first = record = self._first or first_run(self._journal)
         if record is None:
             return
-        self.moved = time.monotonic()
+        self._note_progress()
         if self._tracker is None:
             tracker = Tracker(self.uri, self.cursor.experiment)
             self._check(tracker, record)
@@ -80,9 +80,22 @@ class _Delivery:
             self._ship(self._tracker, piece)
             self._keep(self.cursor.after(piece))
             self.shipped += len(piece.points)
-            self.moved = time.monotonic()
+            self._note_progress()
             if stop():
                 return
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since a server answered last, or should have; negative while nothing is under way with one."""
+        return time.monotonic() - self._moved
+
+    def _note_progress(self, patience_s: float = 0.0) -> None:
+        if self._remote:
+            self._moved = time.monotonic() + patience_s
+
+    def rest(self) -> None:
+        """Note that nothing is under way."""
+        self._moved = math.inf
 
     def heartbeat(self) -> None:
         """Tell MLflow, once a minute at most, that the run lives.
@@ -180,7 +193,7 @@ class _Delivery:
     def _upload(self, tracker: Tracker, event: Record) -> str | None:
         """Store a file, a folder or a model; return why the store does not take it: that must not hold up all the rest."""
         run_id = str(self.cursor.run_id)
-        self.moved = time.monotonic() + UPLOAD_TIMEOUT_S
+        self._note_progress(UPLOAD_TIMEOUT_S)
         try:
             if event["kind"] == "model":
                 tracker.model(run_id, event, self.run_dir)
@@ -294,9 +307,8 @@ class Shipper:
     def _watch(self) -> None:
         """Warn of a store that never completes an answer: a request's time limit starts anew with each byte that arrives."""
         while not self._over.wait(_POLL_S):
-            silent_s = time.monotonic() - self._delivery.moved
-            if silent_s > _SLOW_S and not self._lost:
-                self._lose(f"no whole answer for {silent_s:.0f} s")
+            if self._delivery.silent_s > _SLOW_S:
+                self._lose(f"no whole answer for {self._delivery.silent_s:.0f} s")
 
     def _lose(self, why: str) -> None:
         known, self._lost = self._lost, True
@@ -314,7 +326,7 @@ class Shipper:
             self._lose(one_line(error))
             return False
         finally:
-            self._delivery.moved = math.inf
+            self._delivery.rest()
         if self._lost:
             _log.warning("tracking: %s is back and has got everything up to here", shown)
         self._lost = False
@@ -354,7 +366,7 @@ def sync(run_dir: Path, uri: str | None = None, experiment: str | None = None) -
     set_environment()
     delivery = _Delivery(run_dir, place, experiment, guest=uri is not None)
     try:
-        delivery.advance()
+        _in_time(delivery)
         run = read_run(run_dir, whole=False)
         if run.status == "DIED":
             delivery.set_status({"t": run.updated, "status": "FAILED", "reason": "the process died without a last word"})
@@ -371,6 +383,31 @@ def sync(run_dir: Path, uri: str | None = None, experiment: str | None = None) -
             "mend that and sync again"
         )
     return SyncResult(run_dir, redact(place), experiment, str(delivery.cursor.run_id), delivery.shipped)
+
+
+def _in_time(delivery: _Delivery) -> None:
+    """Ship in a thread, which is left behind if the store never completes an answer.
+
+    Raises:
+        TimeoutError: in that case.
+        Exception: what `advance` raises.
+    """
+    raised: list[Exception] = []
+
+    def work() -> None:
+        try:
+            delivery.advance()
+        except Exception as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=work, name="mlflow-sync", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(_POLL_S)
+        if delivery.silent_s > _SLOW_S and thread.is_alive():
+            raise TimeoutError(f"no whole answer for {delivery.silent_s:.0f} s")
+    if raised:
+        raise raised[0]
 
 
 def first_run(journal: Path) -> Record | None:

@@ -16,7 +16,7 @@ from pipeline.errors import UsageError
 from pipeline.track import mapping, registry
 from pipeline.track.cursor import POINTS_PER_CALL, Point
 from pipeline.track.journal import Record, milliseconds
-from pipeline.track.refusal import for_good, one_line, unreachable
+from pipeline.track.refusal import for_good, one_line
 from pipeline.track.store import ready
 from pipeline.track.uri import refuse_network_disk, sqlite_path
 
@@ -109,8 +109,8 @@ class Tracker:
         tags, name = {mapping.UID: record["uid"]}, mapping.text(record["name"])
         try:
             return str(self._client.create_run(self._experiment_id, milliseconds(record), tags, name).info.run_id)
-        except Exception as error:
-            self.unsure = unreachable(error)
+        except Exception:
+            self.unsure = True
             raise
 
     def settle(self, uid: str, run_id: str | None = None) -> str | None:

@@ -613,6 +613,15 @@ def test_a_store_that_drips_its_answer_is_warned_of_and_holds_up_no_end(tmp_path
     assert not shipper._thread.is_alive()
 
 
+def test_sync_gives_a_store_up_that_drips_its_answer(tmp_path, begin, monkeypatch):
+    monkeypatch.setattr(shipping, "_SLOW_S", 0.3)
+    monkeypatch.setattr(shipping, "_POLL_S", 0.1)
+    with Dripping() as server, Journal(tmp_path) as journal:
+        begin(journal)
+        with pytest.raises(UsageError, match=r"no whole answer for 0 s; check the address \(track.uri\) and sync again$"):
+            sync(tmp_path, server.uri)
+
+
 ENDS = """
 import sys
 from pathlib import Path
