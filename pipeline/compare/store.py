@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from pipeline.compare.read import ACTIVE, AT_END, AT_EVALUATION, TRAINING, RunData, curves
 from pipeline.errors import PipelineError, UsageError
 from pipeline.redact import redact
+from pipeline.track import mapping
 from pipeline.track.curves import Points
 from pipeline.track.mapping import UID
 from pipeline.track.tracker import connect
@@ -81,7 +82,7 @@ class Store:
     def _search(self, text: str) -> Iterator[Any]:
         if text.startswith("tag:"):
             key, _, value = text.removeprefix("tag:").partition("=")
-            queries = [f"tags.`{key}` = '{_quoted(value)}'"]
+            queries = [f"tags.`{mapping.name(key)}` = '{_quoted(value)}'"]
         else:
             shown = _quoted(text)
             queries = [f"attributes.run_id = '{shown}'", f"tags.`{UID}` = '{shown}'", f"attributes.run_name = '{shown}'"]

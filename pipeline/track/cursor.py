@@ -5,16 +5,24 @@ A pure function of the journal's text, so that shipping again sends the same poi
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
-from pipeline.track.journal import Record, milliseconds, read
+from pydantic import Field, TypeAdapter
+
+from pipeline.output import printable
+from pipeline.track.journal import Record, flaw, milliseconds, records, regular
+from pipeline.track.refusal import one_line
 
 CURSOR = "mlflow.json"
 # MLflow's limit on the metrics of one call. Source: https://mlflow.org/docs/latest/rest-api.html#log-batch
 POINTS_PER_CALL = 1000
+_LARGEST = 16 << 20  # bytes
+_log = logging.getLogger(__name__)
 _SHIPPED_EVENTS = ("run", "status", "warning", "artifact", "model")
 
 
@@ -42,29 +50,41 @@ class Piece:
 class Cursor:
     """Everything before byte `offset` is in MLflow's run `run_id`; `high_water` is the last step of each metric there.
 
-    Except for what is in `failed`: `{"event": record, "reason": text}` of each file that the store refused to take.
+    Except for what is in `failed`: `{"event": record, "reason": text}` of each file that the store refused to take, and in
+    `refused`: what it will never take, such as a tag, each with the reason.
     """
 
     uri: str
     experiment: str
     run_id: str | None = None
-    offset: int = 0
+    offset: Annotated[int, Field(ge=0, lt=2**63)] = 0
     high_water: dict[str, int] = field(default_factory=dict)
     failed: list[Record] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def load(cls, run_dir: Path, name: str = CURSOR) -> Self | None:
-        """Return the cursor of a run, or None where there is none that can be read (shipping again does no harm)."""
+        """Return the cursor of a run, or None where there is none.
+
+        One that is not whole counts as none, with a warning: to ship everything again does no harm.
+        """
         try:
-            return cls(**json.loads((run_dir / name).read_text()))
-        except (OSError, ValueError, TypeError):
+            with regular(run_dir / name) as file:
+                found = TypeAdapter(cls).validate_json(file.read(_LARGEST), strict=True)
+            if not all(map(_is_failure, found.failed)):
+                raise ValueError("what is in `failed` is not whole")
+        except FileNotFoundError:
             return None
+        except (OSError, ValueError) as error:
+            _warn_once(run_dir / name, one_line(error))
+            return None
+        return found
 
     def save(self, run_dir: Path, name: str = CURSOR) -> None:
         """Write the cursor, at once and whole.
 
         Raises:
-            OSError: if the directory can't be written.
+            OSError: if the directory can't be written, or a directory has the file's name.
         """
         temporary = run_dir / f"{name}.tmp"
         temporary.write_text(json.dumps(asdict(self), allow_nan=False))
@@ -78,7 +98,7 @@ class Cursor:
         """Return whether the cursor stands at the end of a line: a power cut can shorten a journal."""
         if self.offset == 0:
             return True
-        with journal.open("rb") as file:
+        with regular(journal) as file:
             file.seek(self.offset - 1)
             return file.read(1) == b"\n"
 
@@ -99,9 +119,9 @@ def pieces(journal: Path, offset: int, high_water: dict[str, int]) -> Iterator[P
     points: list[Point] = []
     high = dict(high_water)
     shipped = offset
-    for record, end in read(journal, offset):
-        event = record if record["kind"] in _SHIPPED_EVENTS else None
-        if record["kind"] == "metrics":
+    for record, end in records(journal, offset):
+        event = record if record is not None and record["kind"] in _SHIPPED_EVENTS else None
+        if record is not None and record["kind"] == "metrics":
             new = _new_points(record, high)
             high |= {point.key: point.step for point in new}
             points += new
@@ -111,6 +131,22 @@ def pieces(journal: Path, offset: int, high_water: dict[str, int]) -> Iterator[P
             points, shipped = [], offset
     if offset > shipped:
         yield Piece(tuple(points), None, offset, dict(high))
+
+
+@lru_cache(maxsize=1000)
+def _warn_once(path: Path, why: str) -> None:
+    _log.warning("%s: damaged and taken for missing: %s; what it stood for is sent again", printable(str(path)), printable(why))
+
+
+def _is_failure(found: Record) -> bool:
+    event = found.get("event")
+    return (
+        isinstance(event, dict)
+        and isinstance(found.get("reason"), str)
+        and event.get("kind") in ("artifact", "model")
+        and "t" in event
+        and flaw(event) is None
+    )
 
 
 def _new_points(record: Record, high: dict[str, int]) -> list[Point]:

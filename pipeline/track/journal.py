@@ -9,13 +9,18 @@ import logging
 import math
 import mmap
 import os
+import re
+import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import lru_cache
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, Self
 
 from pipeline.errors import TrainingError, UsageError
+from pipeline.output import printable
 from pipeline.redact import redact
 
 JOURNAL = "journal.jsonl"
@@ -23,7 +28,17 @@ _FIELDS: dict[str, dict[str, type]] = {
     "run": {"uid": str, "name": str, "config": dict, "plan": dict, "tags": dict},
     "status": {"status": str},
     "metrics": {"step": int, "values": dict},
+    "artifact": {"path": str},
+    "model": {"path": str},
+    "warning": {"step": int},
 }
+_DATASET = {"name": str, "digest": str, "context": str, "source": str, "images": int, "classes": int}
+_STATUSES = ("RUNNING", "FINISHED", "FAILED", "KILLED", "SCHEDULED")
+_UID = re.compile(r"[\w.\-]{1,100}")
+_LONGEST_LINE = 4 << 20
+"""Bytes. The longest lines, those with a configuration, have some ten thousand."""
+_LAST = 2**63
+"""MLflow's databases hold smaller integers only."""
 _COUNTS = ("total_steps", "steps_per_epoch", "world_size")
 """Entries of a plan that readers count with."""
 Record = dict[str, Any]
@@ -47,6 +62,8 @@ class Journal:
         self.path = run_dir / JOURNAL
         self.seconds = 0.0
         try:
+            if self.path.exists():
+                regular(self.path).close()
             self._file = self.path.open("ab+", buffering=0)
         except OSError as error:
             raise UsageError(
@@ -120,34 +137,72 @@ def _plain(value: Any) -> Any:
     return redact(str(value))
 
 
+def regular(path: Path) -> BufferedReader:
+    """Open a file for reading; nothing that could be read for ever, and without waiting for the other end of a pipe.
+
+    Raises:
+        OSError: if it can't be opened or is no regular file.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(fd, "rb")
+    os.close(fd)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
 def lines(path: Path, offset: int = 0) -> Iterator[tuple[bytes, int]]:
     """Yield each complete line from byte `offset` on, with its newline, and the byte offset after it.
+
+    Of a line longer than any journal's only the beginning is kept.
 
     Raises:
         OSError: if the file can't be read.
     """
-    with path.open("rb") as file:
+    with regular(path) as file:
         file.seek(offset)
-        for line in file:
-            if not line.endswith(b"\n"):
-                return
+        while line := file.readline(_LONGEST_LINE):
             offset += len(line)
+            end = line
+            while end and not end.endswith(b"\n"):
+                end = file.readline(_LONGEST_LINE)
+                offset += len(end)
+            if not end:
+                return
             yield line, offset
 
 
-def read(path: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
+def records(path: Path, offset: int = 0) -> Iterator[tuple[Record | None, int]]:
     """Yield the record of each complete line from byte `offset` on, and the byte offset after it.
 
-    Lines that no journal has written are passed over with a warning: a file system may leave such after a power cut.
+    None for a line that no journal has written, with a warning: a file system may leave such after a power cut.
 
     Raises:
         OSError: if the file can't be read.
     """
     for line, end in lines(path, offset):
         record = parse(line)
-        if record is None:
-            _log.warning("%s: the line that ends at byte %d is no journal line and is passed over", path, end)
-        else:
+        wrong = "it is no journal line" if record is None else flaw(record)
+        if wrong is not None:
+            _warn_once(path, end, wrong)
+        yield (None if wrong is not None else record), end
+
+
+@lru_cache(maxsize=1000)  # what follows a journal reads some lines again and again
+def _warn_once(path: Path, end: int, wrong: str) -> None:
+    _log.warning("%s: the line that ends at byte %d is passed over: %s", printable(str(path)), end, printable(wrong))
+
+
+def read(path: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
+    """Yield what `records` does, but for the lines that no journal has written.
+
+    Raises:
+        OSError: if the file can't be read.
+    """
+    for record, end in records(path, offset):
+        if record is not None:
             yield record, end
 
 
@@ -178,22 +233,66 @@ def check(path: Path, number: int, record: Record) -> None:
 
 def flaw(record: Record) -> str | None:
     """Return in what a record is not as this module writes it, None if it is: so that readers need not expect everything."""
-    if not _is_number(record["t"]):
-        return "t is not a number"
-    for key, kind in _FIELDS.get(str(record["kind"]), {}).items():
+    kind = str(record["kind"])
+    if not _is_number(record["t"]) or not 0 <= record["t"] < _LAST / 1000:
+        return "t is not a number of seconds"
+    fields = _FIELDS.get(kind, {})
+    wrong = _mistyped(record, fields)
+    if wrong is None and "step" in fields and not -_LAST <= record["step"] < _LAST:
+        wrong = "step is out of range"
+    return wrong or (_MORE[kind](record) if kind in _MORE else None)
+
+
+def _mistyped(record: Record, fields: Mapping[str, type]) -> str | None:
+    for key, kind in fields.items():
         if not isinstance(record.get(key), kind):
             return f"{key} is missing or not of type {kind.__name__}"
-    numbers = record["values"] if record["kind"] == "metrics" else {}
-    if record["kind"] == "run":
-        numbers = {key: record["plan"].get(key) or 0 for key in _COUNTS}
-        numbers["resumed_from_step"] = record.get("resumed_from_step") or 0
-        if not all(map(_is_number, numbers.values())):
-            return f"one of {', '.join(numbers)} is not a number"
-    for key, value in numbers.items():
+    return None
+
+
+def _flaw_of_metrics(record: Record) -> str | None:
+    for key, value in record["values"].items():
         # Most are floats: to find that out costs the least.
-        if type(value) is not float and value not in ("nan", "inf", "-inf") and not _is_number(value):
+        if type(value) is not float and not _is_value(value):
             return f"{key} is not a number"
     return None
+
+
+def _flaw_of_run(record: Record) -> str | None:
+    numbers = {key: record["plan"].get(key) or 0 for key in _COUNTS}
+    numbers["resumed_from_step"] = record.get("resumed_from_step") or 0
+    if not all(map(_is_number, numbers.values())):
+        return f"one of {', '.join(numbers)} is not a number"
+    if not _UID.fullmatch(record["uid"]):
+        return "uid has other characters than letters, digits, -, . and _"
+    found = record.get("datasets") or []
+    if not isinstance(found, list) or any(not isinstance(one, dict) or _mistyped(one, _DATASET) for one in found):
+        return "datasets are not whole"
+    return None
+
+
+def _flaw_of_file(record: Record) -> str | None:
+    if Path(record["path"]).is_absolute() or ".." in Path(record["path"]).parts:
+        return "path leads out of the run's directory"
+    if not isinstance(record.get("artifact_path") or "", str):
+        return "artifact_path is not text"
+    if not record.get("register"):
+        return None
+    wrong = _mistyped(record, {"register": str, "metric": str})
+    return wrong or (None if _is_value(record.get("value")) else "value is not a number")
+
+
+_MORE: dict[str, Callable[[Record], str | None]] = {
+    "run": _flaw_of_run,
+    "status": lambda record: None if record["status"] in _STATUSES else f"status is none of {', '.join(_STATUSES)}",
+    "metrics": _flaw_of_metrics,
+    "artifact": _flaw_of_file,
+    "model": _flaw_of_file,
+}
+
+
+def _is_value(value: Any) -> bool:
+    return value in ("nan", "inf", "-inf") or _is_number(value)
 
 
 def _is_number(value: Any) -> bool:

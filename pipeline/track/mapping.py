@@ -15,7 +15,7 @@ UID = "run.uid"
 REASON = "status.reason"
 RUN_DIR = "run.dir"
 FAILED = "tracking.failed"
-"""Tag with the files that the store did not take, one a line."""
+"""Tag with what the store did not take, one a line: files, which are tried again, and what it refuses for good."""
 HEARTBEAT = "heartbeat"
 """Tag with the unix seconds at which the shipper last was alive."""
 # Limits. Source: mlflow/utils/validation.py of MLflow 3.17.
@@ -29,7 +29,7 @@ _COMMIT = "mlflow.source.git.commit"
 
 
 def name(text: str) -> str:
-    """Return a name of a metric or param as MLflow takes it: it refuses others, and with them all that is sent with them."""
+    """Return a name of a metric, param or tag as MLflow takes it: it refuses others and what is sent with them."""
     allowed = _NOT_ALLOWED.sub("_", text)[:_NAME_LENGTH]
     return "/".join(part for part in allowed.split("/") if part.strip(".")) or "_"
 
@@ -37,12 +37,12 @@ def name(text: str) -> str:
 def params(record: Record) -> dict[str, str]:
     """Return the params of a "run" record: the flat configuration, and the plan under `plan.`."""
     plan = {f"plan.{key}": value for key, value in record["plan"].items()}
-    return {name(key): _text(value)[:_PARAM_LENGTH] for key, value in (record["config"] | plan).items()}
+    return {name(key): text(value)[:_PARAM_LENGTH] for key, value in (record["config"] | plan).items()}
 
 
 def changes(there: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
     """Return tags for the params that MLflow holds with another value: it refuses to change a param."""
-    return {f"changed.{key}": value for key, value in now.items() if there.get(key, value) != value}
+    return {name(f"changed.{key}"): tag(value) for key, value in now.items() if there.get(key, value) != value}
 
 
 def tags(record: Record, run_dir: Path) -> dict[str, str]:
@@ -52,12 +52,12 @@ def tags(record: Record, run_dir: Path) -> dict[str, str]:
         found[_COMMIT] = found["git.commit"]
     if record.get("resumed_from_step") is not None:
         found["resumed_from_step"] = record["resumed_from_step"]
-    return {key: tag(_text(value)) for key, value in found.items()}
+    return {name(key): tag(value) for key, value in found.items()}
 
 
-def tag(text: str) -> str:
+def tag(value: Any) -> str:
     """Return a tag's value as long as MLflow takes it."""
-    return text[:_TAG_LENGTH]
+    return text(value)[:_TAG_LENGTH]
 
 
 def counts(dataset: Mapping[str, Any]) -> dict[str, int]:
@@ -65,6 +65,10 @@ def counts(dataset: Mapping[str, Any]) -> dict[str, int]:
     return {"num_rows": dataset["images"], "num_classes": dataset["classes"]}
 
 
-def _text(value: Any) -> str:
-    """Return text as it is and other values as the configuration files write them: `true`, `null`, `[1, 2]`."""
-    return value if isinstance(value, str) else json.dumps(value)
+def text(value: Any) -> str:
+    r"""Return text as it is and other values as the configuration files write them: `true`, `null`, `[1, 2]`.
+
+    Without the characters that no database takes: halves of a pair (`\ud800`) and zeros.
+    """
+    found = value if isinstance(value, str) else json.dumps(value)
+    return found.encode("utf-8", "replace").decode().replace("\0", "?")

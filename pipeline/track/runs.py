@@ -16,7 +16,7 @@ from pipeline.errors import UsageError
 from pipeline.output import printable
 from pipeline.track.cursor import Cursor
 from pipeline.track.curves import collect
-from pipeline.track.journal import JOURNAL, Record, check, lines, parse
+from pipeline.track.journal import JOURNAL, Record, check, flaw, lines, parse
 from pipeline.track.lock import in_use
 from pipeline.units import seconds
 
@@ -82,14 +82,14 @@ def _run_dirs(root: Path) -> Iterator[Path]:
             below[:] = [name for name in below if name != "mlartifacts"]
 
 
-def read_run(run_dir: Path) -> RunInfo:
-    """Return what a run's journal says.
+def read_run(run_dir: Path, *, whole: bool = True) -> RunInfo:
+    """Return what a run's journal says; with `whole=False` without the lines in it that no journal has written.
 
     Raises:
-        UsageError: if the journal or the lock can't be read, or a line of the journal is not whole.
+        UsageError: if the journal or the lock can't be read, or, with `whole`, a line of the journal is not whole.
     """
     try:
-        found = _read_journal(run_dir / JOURNAL)
+        found = _read_journal(run_dir / JOURNAL, whole)
         if found["status"] == "RUNNING" and not in_use(run_dir):
             found["status"] = "DIED"
     except OSError as error:
@@ -98,12 +98,15 @@ def read_run(run_dir: Path) -> RunInfo:
     return RunInfo(**{"name": run_dir.name} | found, run_dir=run_dir, mlflow_run_id=cursor.run_id if cursor else None)
 
 
-def _read_journal(path: Path) -> dict[str, Any]:
+def _read_journal(path: Path, whole: bool) -> dict[str, Any]:
     found: dict[str, Any] = {"status": "RUNNING", "step": 0, "last": {}}
     last: Record | None = None
     redone = False
     for number, record in _telling(path):
-        check(path, number, record)
+        if whole:
+            check(path, number, record)
+        elif flaw(record) is not None:
+            continue
         last = record
         redone = redone or (record["kind"] == "run" and found["step"] > (record.get("resumed_from_step") or 0))
         _take(found, record)

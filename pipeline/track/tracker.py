@@ -6,10 +6,9 @@ Not here: when to call, and what to do when a call fails (`pipeline.track.shippe
 import json
 import logging
 import os
-import sqlite3
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +16,8 @@ from pipeline.errors import UsageError
 from pipeline.track import mapping, registry
 from pipeline.track.cursor import POINTS_PER_CALL, Point
 from pipeline.track.journal import Record, milliseconds
-from pipeline.track.lock import FileLock
+from pipeline.track.refusal import for_good, one_line
+from pipeline.track.store import ready
 from pipeline.track.uri import refuse_network_disk, sqlite_path
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 MODEL = "model"
 """Folder of a run's artifacts that holds its MLflow model."""
 _log = logging.getLogger(__name__)
-_UPLOAD_TIMEOUT_S = 300
+UPLOAD_TIMEOUT_S = 300
+_NAME_LENGTH = 300  # characters of what was refused that a message shows
 _TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 # With MLflow's own retries a call to a dead server takes four minutes; here the shipper is what tries again.
 _ENVIRONMENT = {
@@ -49,7 +50,7 @@ def set_environment() -> None:
 def connect(uri: str, *, make: bool = False) -> "MlflowClient":
     """Return a client of a store; the only place where one is made, so that no two processes set up a database at once.
 
-    `make` makes a sqlite database that is missing.
+    `make` makes a sqlite database that is missing; one that is there is mended or upgraded where it must be.
 
     Raises:
         UsageError: if it is missing and not to be made.
@@ -64,15 +65,21 @@ def connect(uri: str, *, make: bool = False) -> "MlflowClient":
     from mlflow import MlflowClient
 
     logging.getLogger("mlflow").setLevel(logging.ERROR)  # importing MLflow has set it to INFO
-    with _alone_in(database):
+    with ready(database) if database is not None else nullcontext():
         return MlflowClient(tracking_uri=uri)
 
 
 class Tracker:
-    """One experiment of one MLflow store. Every method may raise whatever MLflow raises."""
+    """One experiment of one MLflow store. Every method may raise whatever MLflow raises.
+
+    What the store refuses for good, such as a value out of its range, is left out and named in `refused`, with the reason.
+    `unsure` says whether a run was asked for without an answer, so that another one may still appear.
+    """
 
     def __init__(self, uri: str, experiment: str) -> None:
         """Connect; make the store and the experiment if they are missing."""
+        self.refused: dict[str, str] = {}
+        self.unsure = False
         self._client = connect(uri, make=True)
         self._experiment_id = self._find_or_make(experiment, sqlite_path(uri))
 
@@ -94,16 +101,33 @@ class Tracker:
     def find_or_start(self, record: Record) -> str:
         """Return the id of the MLflow run with the uid of a "run" record, a new one if there is none.
 
-        Searching first is what keeps the run single: a server too slow to answer has made it all the same.
+        Searching first is what keeps the run single: a server too slow to answer has made it all the same, or makes it later.
         """
-        query = f"tags.`{mapping.UID}` = '{record['uid']}'"
-        found = self._client.search_runs([self._experiment_id], query, max_results=1)
-        if found:
-            return str(found[0].info.run_id)
-        run = self._client.create_run(
-            self._experiment_id, milliseconds(record), {mapping.UID: record["uid"]}, run_name=record["name"]
-        )
-        return str(run.info.run_id)
+        found = self.settle(record["uid"])
+        if found is not None:
+            return found
+        tags, name = {mapping.UID: record["uid"]}, mapping.text(record["name"])
+        try:
+            return str(self._client.create_run(self._experiment_id, milliseconds(record), tags, name).info.run_id)
+        except Exception:
+            self.unsure = True
+            raise
+
+    def settle(self, uid: str, run_id: str | None = None) -> str | None:
+        """Return the id of the one run with a uid, None if there is none, and delete empty others, which earlier requests made.
+
+        The one is `run_id` where it is among them, else the one that holds most.
+        """
+
+        def rank(run: Any) -> tuple[bool, int, str]:
+            return run.info.run_id == run_id, len(run.data.metrics) + len(run.data.params), run.info.run_id
+
+        found = self._client.search_runs([self._experiment_id], f"tags.`{mapping.UID}` = '{uid}'")
+        *others, best = sorted(found, key=rank) or [None]
+        for run in others:
+            if not run.data.metrics and not run.data.params:
+                self._client.delete_run(run.info.run_id)
+        return None if best is None else str(best.info.run_id)
 
     def state(self, run_id: str, uid: str) -> Literal["there", "deleted", "missing"]:
         """Return what the store has of the run with this id; one with another uid is not it."""
@@ -124,8 +148,24 @@ class Tracker:
         from mlflow.entities import Metric
 
         metrics = [Metric(mapping.name(p.key), p.value, p.t_ms, p.step) for p in points]
-        for start in range(0, len(metrics), POINTS_PER_CALL):
-            self._client.log_batch(run_id, metrics=metrics[start : start + POINTS_PER_CALL])
+        for batch in _batches(metrics, POINTS_PER_CALL):
+            self._send(run_id, batch, lambda some: self._client.log_batch(run_id, metrics=some), lambda m: f"metric {m.key}")
+
+    def _send(self, run_id: str, items: list[Any], send: Callable[[Any], object], called: Callable[[Any], str]) -> None:
+        """Send items together; where the store refuses them, by halves, until it has all but those that it refuses alone."""
+        try:
+            if items:
+                send(items)
+        except Exception as error:
+            if not for_good(error):
+                raise
+            if len(items) == 1:
+                self.heartbeat(run_id)  # a store that refuses this too refuses everything, as one does whose run was deleted
+                self.refused[called(items[0])[:_NAME_LENGTH]] = one_line(error)
+                return
+            middle = len(items) // 2
+            for half in (items[:middle], items[middle:]):
+                self._send(run_id, half, send, called)
 
     def describe(self, run_id: str, record: Record, run_dir: Path) -> None:
         """Store what a "run" record says; params that a restart has changed keep their value and get a tag."""
@@ -136,9 +176,9 @@ class Tracker:
         new = [Param(key, value) for key, value in params.items() if key not in there]
         tags = mapping.tags(record, run_dir) | mapping.changes(there, params)
         for batch in _batches(new):
-            self._client.log_batch(run_id, params=batch)
+            self._send(run_id, batch, lambda some: self._client.log_batch(run_id, params=some), lambda p: f"param {p.key}")
         for batch in _batches([RunTag(key, value) for key, value in tags.items()]):
-            self._client.log_batch(run_id, tags=batch)
+            self._send(run_id, batch, lambda some: self._client.log_batch(run_id, tags=some), lambda t: f"tag {t.key}")
         self._inputs(run_id, record.get("datasets", ()))
         self._client.update_run(run_id, "RUNNING")
 
@@ -155,13 +195,17 @@ class Tracker:
             )
             for d in datasets
         ]
-        if inputs:
-            self._client.log_inputs(run_id, inputs)
+        self._send(
+            run_id, inputs, lambda some: self._client.log_inputs(run_id, some), lambda found: f"data set {found.dataset.name}"
+        )
 
     def status(self, run_id: str, record: Record) -> None:
         """Set the run's status and the reason for it; one without takes that of an earlier status away."""
+        self._send(run_id, [record], lambda _: self._status(run_id, record), lambda _: f"status {record['status']}")
+
+    def _status(self, run_id: str, record: Record) -> None:
         if record.get("reason"):
-            self._client.set_tag(run_id, mapping.REASON, mapping.tag(str(record["reason"])))
+            self._client.set_tag(run_id, mapping.REASON, mapping.tag(record["reason"]))
         elif mapping.REASON in self._client.get_run(run_id).data.tags:
             self._client.delete_tag(run_id, mapping.REASON)
         if record["status"] == "RUNNING":
@@ -169,29 +213,28 @@ class Tracker:
         else:
             self._client.set_terminated(run_id, record["status"], milliseconds(record))
 
-    def look(self, run_id: str) -> None:
-        """Raise if the store does not answer."""
-        self._client.get_run(run_id)
-
     def failed(self, run_id: str, what: Sequence[str]) -> None:
-        """Tell in a tag which files the store did not take; none takes the tag away."""
+        """Tell in a tag what the store did not take; nothing takes the tag away."""
         if what:
             self._client.set_tag(run_id, mapping.FAILED, mapping.tag("\n".join(what)))
         elif mapping.FAILED in self._client.get_run(run_id).data.tags:
             self._client.delete_tag(run_id, mapping.FAILED)
 
     def heartbeat(self, run_id: str) -> None:
-        """Tell that the run lives."""
+        """Tell that the run lives. It raises where the store does not answer or takes nothing for this run."""
         self._client.set_tag(run_id, mapping.HEARTBEAT, f"{time.time():.0f}")
 
     def warn(self, run_id: str, record: Record) -> None:
         """Set what a "warning" record says as a tag, named after its step."""
-        self._client.set_tag(run_id, f"warning.step_{record['step']}", mapping.tag(str(record["text"])))
+        key = f"warning.step_{record['step']}"
+        self._send(
+            run_id, [key], lambda _: self._client.set_tag(run_id, key, mapping.tag(record["text"])), lambda _: f"tag {key}"
+        )
 
     def artifact(self, run_id: str, record: Record, run_dir: Path) -> None:
         """Upload a file or folder; one that is no longer there is passed over with a warning."""
         path = run_dir / record["path"]
-        if not path.exists():
+        if not path.is_file() and not path.is_dir():  # a pipe would be read for ever
             _log.warning("%s: no longer there and not brought into MLflow as an artifact", path)
             return
         with _patience():
@@ -209,46 +252,11 @@ class Tracker:
             registry.register(self._client, run_id, mapping.name(record["register"]), {record["metric"]: record["value"]})
 
 
-def unreachable(error: BaseException | None) -> bool:
-    """Return whether an error comes from the way to the store, so that trying again may help."""
-    from requests.exceptions import ConnectionError as NoConnection
-    from requests.exceptions import Timeout
-
-    while error is not None:
-        if isinstance(error, ConnectionError | TimeoutError | NoConnection | Timeout):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-@contextmanager
-def _alone_in(database: Path | None) -> Iterator[None]:
-    """Keep other processes from making the same sqlite database: several that start on a fresh one break it for good."""
-    if database is None:
-        yield
-        return
-    database.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(database.with_name(database.name + ".lock"))
-    try:
-        lock.acquire(wait=True)
-    except OSError:
-        # Beside a database that may only be read nobody can make one either.
-        if not database.is_file():
-            raise
-    try:
-        # Of a file that is no database MLflow would make sure for a hundred seconds.
-        with closing(sqlite3.connect(database)) as connection:
-            connection.execute("PRAGMA schema_version")
-        yield
-    finally:
-        lock.release()
-
-
 @contextmanager
 def _patience() -> Iterator[None]:
     """Let a request take the time of an upload: the server answers only once it has stored the whole file."""
     usual = os.environ[_TIMEOUT]  # set before any thread started: to replace its value is safe, to add one would not be
-    os.environ[_TIMEOUT] = str(max(int(usual), _UPLOAD_TIMEOUT_S))
+    os.environ[_TIMEOUT] = str(max(int(usual), UPLOAD_TIMEOUT_S))
     try:
         yield
     finally:

@@ -44,10 +44,9 @@ def tracking_uri(track: Track, runs_root: Path, env: Mapping[str, str] = os.envi
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """Return the database file of a sqlite address, None for any other address."""
-    if not uri.startswith("sqlite"):
-        return None
-    return Path(uri.partition(":///")[2].partition("?")[0])
+    """Return the database file of a sqlite address, None for any other address and for a database in memory."""
+    path = uri.partition(":///")[2].partition("?")[0]
+    return Path(path) if uri.startswith("sqlite") and path not in ("", ":memory:") else None
 
 
 def refuse_network_disk(uri: str, mounts: Path = Path("/proc/self/mountinfo")) -> None:

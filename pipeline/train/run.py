@@ -219,7 +219,7 @@ def _is_finished(state: State, run: RunDir) -> bool:
     """Tell on every rank whether the run ended well and needs nothing more, and say so."""
     if state.step < state.plan.total_steps:
         return False
-    finished: bool = state.world.from_main(state.world.is_main and read_run(run.path).status == "FINISHED")
+    finished: bool = state.world.from_main(state.world.is_main and read_run(run.path, whole=False).status == "FINISHED")
     if finished and state.world.is_main:
         found = ", ".join(f"{k} {v:.2%}" for k, v in state.val.items() if k in ("top1", "top5"))
         report.say(f"{run.path}: finished already at step {state.step} ({found}); start another with a new run.dir")

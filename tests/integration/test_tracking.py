@@ -6,10 +6,13 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
+import urllib.error
 import urllib.request
 from collections import Counter
-from contextlib import closing
+from contextlib import closing, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -205,3 +208,108 @@ def test_a_trainer_killed_and_restarted_leaves_one_run_with_each_step_once(serve
     assert run.info.status == "FINISHED"
     assert run.data.tags["resumed_from_step"] == "100"
     assert counts == {("loss", step): 1 for step in range(500)}
+
+
+class Proxy(ThreadingHTTPServer):
+    """Stands before a server and passes on what it gets; `create` does what a test wants with requests for a new run."""
+
+    def __init__(self, server, create):
+        super().__init__(("127.0.0.1", 0), Passer)
+        self.behind, self.create, self.asked = server.uri, create, []
+        self.uri = f"http://127.0.0.1:{self.server_port}"
+
+    def __enter__(self):
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.shutdown()
+        self.server_close()
+
+
+class Passer(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.answer(*self.forward())
+
+    def do_POST(self):
+        if not self.path.endswith("/runs/create"):
+            self.answer(*self.forward())
+        else:
+            self.server.asked.append(None)
+            with suppress(ConnectionError):
+                self.server.create(self, len(self.server.asked))
+
+    do_PATCH = do_DELETE = do_PUT = do_GET
+
+    def forward(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        headers = {key: value for key, value in self.headers.items() if key not in ("Host", "Content-Length")}
+        request = urllib.request.Request(self.server.behind + self.path, body or None, headers, method=self.command)
+        try:
+            with urllib.request.urlopen(request, timeout=PATIENT_S) as found:
+                return found.status, found.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read()
+
+    def answer(self, status, body):
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_run_whose_creation_had_no_answer_is_found_again(server, tmp_path):
+    server.wait()
+
+    def create(request, number):
+        found = request.forward()
+        if number > 1:
+            request.answer(*found)
+
+    with Proxy(server, create) as proxy, Journal(tmp_path) as journal:
+        begin(journal, "unanswered")
+        shipper = Shipper(tmp_path, proxy.uri, "tests")
+        shipper.start()
+        for step in range(10):
+            journal.metrics(step, {"loss": 1.0})
+        assert shipper.close(PATIENT_S)
+        assert len(proxy.asked) == 1
+    assert held(server.uri, "unanswered")[1] == {("loss", step): 1 for step in range(10)}
+
+
+def test_a_run_that_is_made_after_its_successor_is_removed(server, tmp_path, monkeypatch):
+    from mlflow import MlflowClient
+
+    server.wait()
+    client = MlflowClient(tracking_uri=server.uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    answered = threading.Event()
+
+    def create(request, number):
+        if number == 1:
+            answered.wait(PATIENT_S)  # long after its time is over
+        request.answer(*request.forward())
+        if number == 2:
+            answered.set()
+
+    def runs():
+        place = client.get_experiment_by_name("tests")
+        return client.search_runs([place.experiment_id], "tags.`run.uid` = 'late'") if place else []
+
+    with Proxy(server, create) as proxy, Journal(tmp_path) as journal:
+        begin(journal, "late")
+        shipper = Shipper(tmp_path, proxy.uri, "tests")
+        shipper.start()
+        for step in range(10):
+            journal.metrics(step, {"loss": 1.0})
+        until(lambda: len(runs()) == 2)
+        assert shipper.close(PATIENT_S)
+        assert len(proxy.asked) == 2
+    run, counts = held(server.uri, "late")
+    assert run.info.run_id == shipper.run_id
+    assert counts == {("loss", step): 1 for step in range(10)}

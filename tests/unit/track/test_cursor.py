@@ -83,12 +83,15 @@ def test_a_cursor_past_a_shortened_journal_does_not_fit(tmp_path):
         assert Cursor("u", "e", offset=offset).fits(journal.path) is fits, offset
 
 
-def test_only_what_goes_to_mlflow_ends_a_piece(tmp_path):
+def test_only_what_goes_to_mlflow_ends_a_piece(tmp_path, begin):
     with Journal(tmp_path) as journal:
-        for kind in ("run", "log", "metrics", "log", "artifact", "warning", "status", "log"):
-            if kind == "metrics":
-                journal.metrics(1, {"loss": 1.0})
-            else:
-                journal.event(kind)
+        begin(journal)
+        journal.event("log")
+        journal.metrics(1, {"loss": 1.0})
+        journal.event("log")
+        journal.event("artifact", path="a.txt")
+        journal.event("warning", step=1, text="slow")
+        journal.event("status", status="FINISHED")
+        journal.event("log")
     found = [(len(piece.points), piece.event and piece.event["kind"]) for piece in pieces(journal.path, 0, {})]
     assert found == [(0, "run"), (1, "artifact"), (0, "warning"), (0, "status"), (0, None)]

@@ -75,7 +75,7 @@ def test_each_line_is_on_its_way_before_the_next_call(tmp_path):
 def test_values_become_plain_and_credentials_stay_out(tmp_path):
     with Journal(tmp_path) as journal:
         journal.event(
-            "run", config={"track.uri": "http://me:pw@host:5000/x", "eps": math.nan}, path=tmp_path / "a", crop=(1, 2)
+            "log", config={"track.uri": "http://me:pw@host:5000/x", "eps": math.nan}, path=tmp_path / "a", crop=(1, 2)
         )
     assert "pw" not in journal.path.read_text()
     ((record, _),) = read(journal.path)

@@ -1,13 +1,17 @@
+import contextlib
 import logging
 import os
 import queue
+import re
 import shutil
 import signal
 import socket
 import threading
+import time
 
 import pytest
 
+from pipeline.compare.read import read_journal
 from pipeline.compare.store import Store
 from pipeline.errors import ConfigError, UsageError
 from pipeline.track import shipper as shipping
@@ -16,6 +20,7 @@ from pipeline.track.cursor import Cursor
 from pipeline.track.journal import Journal, read
 from pipeline.track.lock import FileLock, RunLock
 from pipeline.track.reap import reap
+from pipeline.track.runs import read_run
 from pipeline.track.shipper import Shipper, sync
 from pipeline.track.tracker import Tracker, connect
 from pipeline.track.ui import places
@@ -30,6 +35,41 @@ def once(metrics, steps):
 def train(journal, steps):
     for step in steps:
         journal.metrics(step, {"train/loss": 1 / (step + 1), "perf/images_per_s": 100.0 + step})
+
+
+def until(condition):
+    """Wait for a condition of another thread."""
+    deadline = time.monotonic() + PATIENT_S
+    while not condition():
+        assert time.monotonic() < deadline, "the condition was not met"
+        time.sleep(0.01)
+
+
+class Dripping:
+    """A server that answers a byte each tenth of a second and never comes to the end of its headers."""
+
+    def __init__(self):
+        self._server, self._over, self.asked = socket.create_server(("127.0.0.1", 0)), threading.Event(), threading.Event()
+        self.uri = f"http://127.0.0.1:{self._server.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._serve)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._over.set()
+        self._thread.join()
+        self._server.close()
+
+    def _serve(self):
+        self._server.settimeout(PATIENT_S)
+        caller, _ = self._server.accept()
+        with caller, contextlib.suppress(OSError):
+            self.asked.set()
+            caller.sendall(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+            while not self._over.wait(0.1):
+                caller.sendall(b"x")
 
 
 @pytest.fixture
@@ -156,6 +196,25 @@ def test_a_run_that_a_slow_server_made_all_the_same_is_found(tmp_path, begin, ur
     assert stored()[0].info.run_id == made
 
 
+def test_runs_that_a_slow_server_made_later_are_removed_but_none_that_holds_something(tmp_path, begin, uri, stored):
+    with Journal(tmp_path) as journal:
+        begin(journal)
+        train(journal, range(3))
+    run_id = sync(tmp_path, uri, "tests").run_id
+    place = stored()[0].info.experiment_id
+    late = [stored.client.create_run(place, 1, {"run.uid": "a1"}).info.run_id for _ in range(2)]
+    assert sync(tmp_path).run_id == run_id
+    assert stored()[0].info.run_id == run_id
+    (tmp_path / "mlflow.json").unlink()
+    stored.client.restore_run(late[0])
+    assert sync(tmp_path, uri, "tests").run_id == run_id
+    assert stored()[0].info.run_id == run_id
+    stored.client.restore_run(late[1])
+    stored.client.log_param(late[1], "somebody", "else's")
+    sync(tmp_path)
+    assert stored.client.get_run(late[1]).info.lifecycle_stage == "active"
+
+
 def test_the_status_follows_the_journal(tmp_path, begin, uri, stored):
     for status in ("FINISHED", "FAILED", "KILLED", "SCHEDULED"):
         with Journal(tmp_path) as journal:
@@ -244,11 +303,7 @@ def test_what_cant_be_synced_is_told_in_one_line(tmp_path, begin, uri):
         with pytest.raises(UsageError, match="died before it began"):
             sync(tmp_path, uri)
         begin(journal)
-        journal.event("status")
-        with pytest.raises(UsageError, match="line 2 is no whole 'status' line: status is missing"):
-            sync(tmp_path, uri)
         journal.event("status", status="FINISHED")
-    journal.path.write_text("".join(t for t in journal.path.read_text().splitlines(True) if '"kind": "status"}' not in t))
     with pytest.raises(ConfigError, match="'nowhere' is not a tracking address"):
         sync(tmp_path, "nowhere")
 
@@ -426,3 +481,166 @@ def test_reading_waits_for_who_makes_the_database(tmp_path, uri):
     lock.release()
     reader.join(PATIENT_S)
     assert waited and not reader.is_alive()
+
+
+def test_names_that_mlflow_does_not_take_are_mapped_and_keep_no_run_out(tmp_path, begin, uri, stored):
+    with Journal(tmp_path) as journal:
+        begin(journal, tags={"foo@bar": "1", "": "2", "x" * 300: "3", "half": "\ud800\0"}, config={"a#b": "\ud800"})
+        train(journal, range(3))
+    assert sync(tmp_path, uri, "tests").points == 6
+    run, _ = stored()
+    assert run.data.tags["foo_bar"] == "1" and run.data.tags["_"] == "2" and run.data.tags["x" * 250] == "3"
+    assert run.data.tags["half"] == "??" and run.data.params["a_b"] == "?"
+
+
+def test_what_a_store_refuses_holds_up_nothing_behind_it(tmp_path, begin, uri, stored, warned, monkeypatch):
+    monkeypatch.setattr("pipeline.track.mapping._NOT_ALLOWED", re.compile("nothing"))
+    dataset = {"digest": "d", "context": "training", "source": "here", "images": 1, "classes": 1}
+    sets = [dataset | {"name": name} for name in ("good", "x" * 600, "fine")]
+    with Journal(tmp_path) as journal:
+        begin(journal, tags={"foo@bar": "1", "good": "1"}, config={"bad@": 1, "fine": 2}, datasets=sets)
+        for step in range(30):
+            journal.metrics(step, {"train/loss": 1.0, **({"odd@": 2.0} if step == 7 else {})})
+        journal.event("status", status="FINISHED", reason="")
+    assert [sync(tmp_path, uri, "tests").points for _ in range(2)] == [31, 0]  # which is done, with exit code 0
+    run, counts = stored()
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["good"] == "1" and run.data.params == {"fine": "2", "plan.total_steps": "50"}
+    assert counts == once(["train/loss"], range(30))
+    assert [found.dataset.name for found in run.inputs.dataset_inputs] == ["good", "fine"]
+    named = ["param bad@", "tag foo@bar", "data set " + "x" * 291, "metric odd@"]
+    assert [line.split(" (")[0] for line in run.data.tags["tracking.failed"].splitlines()] == named
+    said = [warned.get(timeout=PATIENT_S) for _ in named]
+    assert warned.empty()
+    assert all(f" refuses {what}: " in text and "\n" not in text for what, text in zip(named, said, strict=True))
+    (tmp_path / "mlflow.json").unlink()
+    sync(tmp_path, uri, "tests")
+    assert stored()[1] == counts
+
+
+def test_a_run_deleted_in_the_middle_of_a_training_loses_nothing(tmp_path, begin, uri, stored, warned):
+    with Journal(tmp_path) as journal:
+        begin(journal)
+        shipper = Shipper(tmp_path, uri, "tests")
+        shipper.start()
+        train(journal, range(5))
+        until(lambda: shipper._delivery.cursor.offset == journal.path.stat().st_size)
+        stored.client.delete_run(shipper.run_id)
+        train(journal, range(5, 10))
+        assert "must be in the 'active' state" in warned.get(timeout=PATIENT_S)
+        stored.client.restore_run(shipper.run_id)
+        assert shipper.close(PATIENT_S)
+    assert stored()[1] == once(["train/loss", "perf/images_per_s"], range(10))
+    assert "tracking.failed" not in stored()[0].data.tags
+
+
+WRONG_LINES = [
+    b"\0\0\0\n",
+    b'{"t": 1, "kind": "metrics", "step": "7", "values": {}}\n',
+    b'{"t": 1, "kind": "metrics", "step": 99999999999999999999, "values": {"train/loss": 1}}\n',
+    b'{"t": 1e300, "kind": "metrics", "step": 3, "values": {"train/loss": 1}}\n',
+    b'{"t": -5, "kind": "metrics", "step": 3, "values": {"train/loss": 1}}\n',
+    b'{"t": 1, "kind": "metrics", "step": 3, "values": {"train/loss": [1]}}\n',
+    b'{"t": 1, "kind": "status", "status": "DONE"}\n',
+    b'{"t": 1, "kind": "run", "uid": "a1", "name": "x", "config": {}, "plan": {}, "tags": {}, "datasets": [{"name": 7}]}\n',
+    b'{"t": 1, "kind": "run", "uid": "\' OR 1", "name": "x", "config": {}, "plan": {}, "tags": {}}\n',
+    b'{"t": 1, "kind": "artifact", "path": 7}\n',
+    b'{"t": 1, "kind": "artifact", "path": "../../../../etc/passwd"}\n',
+    b'{"t": 1, "kind": "artifact", "path": "/etc/passwd"}\n',
+    b'{"t": 1, "kind": "model", "path": "m", "register": {"x": 1}}\n',
+    b'{"t": 1, "kind": "warning", "step": null}\n',
+    b'{"t": 1, "kind": "log", "text": "' + b"x" * (5 << 20) + b'"}\n',
+]
+
+
+@pytest.mark.parametrize("line", WRONG_LINES, ids=range(len(WRONG_LINES)))
+def test_a_wrong_line_costs_a_warning_and_nothing_behind_it(tmp_path, begin, uri, stored, line, caplog):
+    with Journal(tmp_path) as journal:
+        begin(journal)
+        train(journal, range(3))
+        with journal.path.open("ab") as file:
+            file.write(line)
+        train(journal, range(3, 6))
+        journal.event("status", status="FINISHED", reason="")
+    assert sync(tmp_path, uri, "tests").points == 12
+    assert sync(tmp_path).points == 0
+    run, counts = stored()
+    assert (run.info.status, counts) == ("FINISHED", once(["train/loss", "perf/images_per_s"], range(6)))
+    (message,) = caplog.messages
+    assert message.startswith(f"{journal.path}: the line that ends at byte ") and len(message) < 400
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")], ids=["fifo", "dir", "zero"])
+@pytest.mark.parametrize("name", ["journal.jsonl", "mlflow.json"])
+def test_what_is_no_file_is_named_in_one_line(tmp_path, begin, uri, name, make, caplog):
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    if name == "mlflow.json":
+        with Journal(run_dir) as journal:
+            begin(journal)
+    make(run_dir / name)
+    problem = r"(not a regular file|Is a directory)"
+    if name == "journal.jsonl":
+        for act in (lambda path: sync(path, uri), Journal, read_run, read_journal):
+            with pytest.raises(UsageError, match=problem) as caught:
+                act(run_dir)
+            assert "\n" not in str(caught.value)
+    elif make is os.mkdir:
+        with pytest.raises(UsageError, match=r"mlflow.json: can't write: Is a directory; make room, or remove it$"):
+            sync(run_dir, uri)
+        shipper = Shipper(run_dir, uri, "tests")
+        shipper.start()  # which raises nothing into the training
+        assert shipper.close(0) is False
+    else:
+        assert sync(run_dir, uri).points == 0
+        assert "damaged and taken for missing" in caplog.messages[0]
+        assert sync(run_dir).uri == uri
+
+
+def test_a_store_that_drips_its_answer_is_warned_of_and_holds_up_no_end(tmp_path, begin, warned, monkeypatch):
+    monkeypatch.setattr(shipping, "_SLOW_S", 0.3)
+    monkeypatch.setattr(shipping, "_POLL_S", 0.1)
+    with Dripping() as server, Journal(tmp_path) as journal:
+        begin(journal)
+        shipper = Shipper(tmp_path, server.uri, "tests")
+        shipper.start()
+        assert "no whole answer for 0 s; training goes on" in warned.get(timeout=PATIENT_S)
+        assert shipper.lost
+        began = time.monotonic()
+        assert shipper.close(1.0) is False
+        assert time.monotonic() - began < 1.5
+    shipper._thread.join(PATIENT_S)
+    assert not shipper._thread.is_alive()
+
+
+def test_sync_gives_a_store_up_that_drips_its_answer(tmp_path, begin, monkeypatch):
+    monkeypatch.setattr(shipping, "_SLOW_S", 0.3)
+    monkeypatch.setattr(shipping, "_POLL_S", 0.1)
+    with Dripping() as server, Journal(tmp_path) as journal:
+        begin(journal)
+        with pytest.raises(UsageError, match=r"no whole answer for 0 s; check the address \(track.uri\) and sync again$"):
+            sync(tmp_path, server.uri)
+
+
+ENDS = """
+import sys
+from pathlib import Path
+from pipeline.track.journal import Journal
+from pipeline.track.shipper import Shipper
+journal = Journal(Path(sys.argv[1]))
+journal.event("run", uid="a1", name="demo", config={}, plan={}, tags={}, resumed_from_step=None)
+shipper = Shipper(Path(sys.argv[1]), sys.argv[2], "tests")
+shipper.start()
+sys.stdin.readline()
+print(shipper.close(1.0), flush=True)
+"""
+
+
+def test_a_process_whose_store_drips_its_answer_ends(tmp_path, child):
+    with Dripping() as server:
+        process = child(ENDS, tmp_path, server.uri)
+        assert server.asked.wait(PATIENT_S)
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "False\n"
+        assert process.wait(10) == 0
