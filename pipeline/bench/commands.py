@@ -3,7 +3,6 @@
 Not here: work. Imports are inside the commands, so that `--help` needs no torch.
 """
 
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import click
 
+from pipeline import cpus
 from pipeline.output import emit, json_option, write_csv
 
 _FILE = click.Path(path_type=Path)
@@ -26,7 +26,7 @@ _WHERE = click.option("--dir", "folder", type=_FILE, help="Where to put temporar
     help="Images of each pass; under 1,000, img/s counts mostly what was loaded ahead.",
 )
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Passes of each loader; medians count.")
-@click.option("--workers", type=click.IntRange(1), default=os.cpu_count() or 1, show_default=True, help="Threads or workers.")
+@click.option("--workers", type=click.IntRange(1), default=cpus.available(), show_default=True, help="Threads or workers.")
 @click.option("--only", help="Names of loaders, with commas; the first is what the others are compared with.")
 @click.option("--csv", "csv_to", type=_FILE, help="Write the table to FILE.")
 @click.option("--png", "png_to", type=_FILE, help="Draw a bar chart into FILE.")

@@ -3,7 +3,6 @@
 Not here: data, cluster and tracker of a training (the launcher's preflight), and how fast it is (`bench loader`).
 """
 
-import os
 import platform
 import shutil
 import tempfile
@@ -12,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline import cpus
 from pipeline.findings import Finding
 from pipeline.units import count, size
 
@@ -48,7 +48,7 @@ def _guarded(name: str, check: Callable[[], Finding]) -> Finding:
 
 
 def _python() -> Finding:
-    cores = len(os.sched_getaffinity(0))
+    cores = cpus.available()
     return Finding("python", "ok", f"{platform.python_version()} on {platform.machine()}, {count(cores, 'core')}")
 
 

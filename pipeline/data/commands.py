@@ -3,13 +3,13 @@
 Not here: work. Imports are inside the commands, so that `--help` needs no torch.
 """
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline import cpus
 from pipeline.files import write_text
 from pipeline.output import emit, json_option, write_csv
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _FILE = click.Path(path_type=Path)
 _CACHE = click.option("--cache", type=_FILE, help="Where indexes are kept; default: as data.cache.")
-_THREADS = click.option("--threads", type=click.IntRange(1), default=os.cpu_count() or 1, show_default=True, help="Threads.")
+_THREADS = click.option("--threads", type=click.IntRange(1), default=cpus.available(), show_default=True, help="Threads.")
 
 
 @click.command("index")

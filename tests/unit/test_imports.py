@@ -6,6 +6,7 @@ from pathlib import Path
 LEVELS = [
     "errors",
     "retry",
+    "cpus",
     "units",
     "redact",
     "files",
