@@ -23,7 +23,7 @@ from tqdm import tqdm
 from pipeline.data import image, store, verify
 from pipeline.data.folders import whole_folder
 from pipeline.data.index import Index, open_index, open_pack
-from pipeline.data.order import permute
+from pipeline.data.order import Stream, permute
 from pipeline.data.parallel import in_order, one_at_a_time
 from pipeline.data.quarantine import Quarantine
 from pipeline.data.scan import Listing, some
@@ -71,7 +71,7 @@ class _Job:
     def order(self) -> NDArray[np.int64]:
         """int64[N]: the samples as they are written, shuffled, so that neighbours on the disk are unrelated."""
         n = len(self.index)
-        return permute(np.arange(n, dtype=np.int64), n, 0, 0)
+        return permute(np.arange(n, dtype=np.int64), n, 0, 0, Stream.PACK)
 
     def about(self) -> dict[str, Any]:
         """Return what shards must agree on to belong to one pack."""

@@ -24,7 +24,6 @@ from pipeline.world import World
 
 FILE = "quarantine.tsv"
 """Name of a run's own list, in its directory."""
-_REPLACE = 1 << 16  # a stream of random numbers apart from those in `order`
 _TRIES = 256
 _FIELDS = 4
 
@@ -148,7 +147,7 @@ class Quarantine:
         if not len(places):
             return ids
         ids = ids.copy()
-        numbers = order.draws(positions[places], seed, epoch, _REPLACE, _TRIES)
+        numbers = order.draws(positions[places], seed, epoch, order.Stream.REPLACE, _TRIES)
         candidates = (numbers * len(self._index)).astype(np.int64)
         good = ~np.isin(candidates, self.bad)
         if not good.any(axis=1).all():
