@@ -175,7 +175,7 @@ def build(root: Path, split: str, cache: Path | None, *, allow_bad: bool = False
     try:
         listing = sources.find(folder)
     except OSError as error:
-        raise DataError(f"{error.filename or folder}: {error.strerror}; make the folder readable") from error
+        raise DataError(f"{error.filename or folder}: {error.strerror}; make it readable, or remove it") from error
     place = _place(folder, cache)
     partial = place.with_name(f"{place.name}.partial")
     try:

@@ -19,6 +19,7 @@ from pipeline.data import order
 from pipeline.data.index import Index
 from pipeline.data.scan import NAMED, VERIFY, some
 from pipeline.errors import DataError
+from pipeline.files import read_bytes
 from pipeline.units import count
 from pipeline.world import World
 
@@ -26,6 +27,7 @@ FILE = "quarantine.tsv"
 """Name of a run's own list, in its directory."""
 _TRIES = 256
 _FIELDS = 4
+_MOST_BYTES = 1 << 30  # of a list: 10 million bad images
 
 
 @dataclass(frozen=True)
@@ -241,7 +243,7 @@ def read(path: Path, *, torn: bool = False) -> list[Entry]:
         DataError: if it can't be read or is something else.
     """
     try:
-        lines = path.expanduser().read_bytes().decode("utf-8", "surrogateescape").split("\n")[:-1]
+        lines = read_bytes(path.expanduser(), _MOST_BYTES).decode("utf-8", "surrogateescape").split("\n")[:-1]
         rows = [[_plain(text) for text in line.split("\t")] for line in lines]
         whole = [row for row in rows if len(row) == _FIELDS and row[1].isdecimal()] if torn else rows
         return [Entry(split, int(sample), name, reason) for split, sample, name, reason in whole]
