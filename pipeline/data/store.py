@@ -4,7 +4,6 @@ import json
 import os
 import zlib
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
@@ -13,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline import cpus
 from pipeline.data import shards
 from pipeline.data.scan import Listing
 from pipeline.files import open_regular, read_bytes
@@ -162,8 +160,7 @@ def load(place: Path, folder: Path) -> tuple[Meta, Arrays] | None:
     if not in_pack and (meta.folder != str(folder) or _changed(folder, meta.stamps)):  # a pack may lie anywhere
         return None
     names = _ARRAYS + (shards.ARRAYS if meta.shards else ())
-    with ThreadPoolExecutor(cpus.available(), "index") as pool:
-        arrays = dict(zip(names, pool.map(lambda name: _open(place / f"{name}.npy", meta), names), strict=True))
+    arrays = {name: _open(place / f"{name}.npy", meta) for name in names}
     _check(arrays, meta)
     if in_pack and (meta.base or not meta.shards or len(arrays["checksums"]) != len(arrays["labels"])):
         raise DamagedError(f"{_META} is not that of a pack")
