@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import ConfigError, UsageError
+from pipeline.files import read_bytes
 
 _TIME = re.compile(r"(?:(?P<days>[0-9]+)-)?(?P<parts>[0-9]+(?::[0-9]+){0,2})")
 Positive = Annotated[int, Field(gt=0)]
@@ -181,9 +182,10 @@ def _read(site: Path | None) -> dict[str, Any]:
     if site is None:
         return {}
     try:
-        found = yaml.load(site.read_text(encoding="utf-8"), _Texts)
+        found = yaml.load(read_bytes(site).decode("utf-8"), _Texts)
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{site}: not a readable YAML file: {str(error).splitlines()[0]}") from error
+        what = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise ConfigError(f"{site}: not a readable YAML file: {what}") from error
     if not isinstance(found or {}, dict):
         raise ConfigError(f"{site}: a site file is a mapping of options, such as partition: main")
     return {str(key): value for key, value in (found or {}).items() if value is not None}

@@ -24,6 +24,7 @@ from launch.snapshot import Folder
 from pipeline import cpus, units
 from pipeline.config import Config, as_tree, digest, flat, load
 from pipeline.errors import ConfigError, UsageError
+from pipeline.files import read_bytes
 from pipeline.track.identity import TAGS, new_uid
 from pipeline.track.journal import JOURNAL, Journal
 from pipeline.track.runs import read_run
@@ -112,12 +113,12 @@ def listed(path: Path) -> tuple[tuple[str, ...], ...]:
         ConfigError: if the file is no such list.
     """
     try:
-        rows = yaml.safe_load(path.read_text(encoding="utf-8"))
+        rows = yaml.safe_load(read_bytes(path).decode("utf-8"))
         if not isinstance(rows, list):
             raise TypeError("it is no list")
         found = tuple(_member(row) for row in rows)
     except (OSError, yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
-        what = str(error).splitlines()[0]
+        what = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise ConfigError(
             f"{path}: not a list of members ({what}); write lines such as - {{optim.lr: 0.1, seed: 3}}"
         ) from error

@@ -1,14 +1,42 @@
-"""Files that are either whole or not there.
-
-Not here: what stands in them.
-"""
+"""Files that are written whole or not at all, and read only if they are files, and no larger than they may be."""
 
 import contextlib
+import errno
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.errors import UsageError
+
+SMALL_BYTES = 1 << 20
+"""The most that a configuration or another file that people write may have."""
+
+
+def open_regular(path: Path | str) -> int:
+    """Open a file for reading; return its descriptor.
+
+    Raises:
+        OSError: if it can't be opened, or is a folder, a pipe or a device, which would be waited for or read without end.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return fd
+
+
+def read_bytes(path: Path, most: int = SMALL_BYTES) -> bytes:
+    """Return what stands in a file of at most `most` bytes.
+
+    Raises:
+        OSError: if it can't be read, is no regular file, or is larger.
+    """
+    with os.fdopen(open_regular(path), "rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"larger than {most >> 20:,} MiB", str(path))
+    return data
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

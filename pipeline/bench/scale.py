@@ -100,7 +100,7 @@ def write_synthetic(root: Path, images: int) -> None:
         _write_array(place / f"{name}.npy", images, np.dtype(dtype), value)
     classes = [f"n{label:08d}" for label in range(_CLASSES)]
     meta = {"folder": str(folder), "base": "", "classes": classes, "stamps": {}, "shards": [shard.name], "bad": []}
-    (place / "meta.json").write_text(json.dumps({"format": store.FORMAT, **meta, "shard_bytes": [len(photo)]}))
+    store.seal(place, meta | {"shard_bytes": [len(photo)]})
 
 
 def _arrays(images: int, width: int, length: int) -> list[tuple[str, Any, Any]]:

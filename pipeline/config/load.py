@@ -14,10 +14,12 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.config.schema import Config
 from pipeline.errors import ConfigError
+from pipeline.files import read_bytes
 
 Tree = dict[str, Any]
 _MAPPINGS = ("expect.top1",)
 """Keys whose value is a mapping: one that a file gives replaces its base's."""
+_MOST_VALUES = 100_000
 
 
 @dataclass
@@ -94,7 +96,7 @@ def _read(path: Path, source: Source, above: tuple[Path, ...]) -> None:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_bytes(path).decode("utf-8")
     except OSError as error:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], 1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else "; check the path"
@@ -107,7 +109,10 @@ def _parse(text: str, where: str, source: Source) -> tuple[Tree, dict[str, int]]
     """Return the values in YAML text and the line of each dotted key."""
     lines: dict[str, int] = {}
     try:
-        node, tree = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
+        node = yaml.compose(text, yaml.SafeLoader)
+        if _values(node, {}) > _MOST_VALUES:
+            raise ConfigError(f"{where}: its aliases stand for over {_MOST_VALUES:,} values; write out what is meant")
+        tree = yaml.safe_load(text)
         if isinstance(tree, dict):
             _lines(node, "", lines, source.problems, where)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none; an anchor within itself
@@ -120,6 +125,17 @@ def _parse(text: str, where: str, source: Source) -> tuple[Tree, dict[str, int]]
     if not isinstance(tree, dict):
         raise ConfigError(f"{where}: a config is a mapping of keys, not {type(tree).__name__}")
     return tree, lines
+
+
+def _values(node: Any, known: dict[int, int]) -> int:
+    """Return how many values a node stands for; a few aliases of aliases make billions of them."""
+    if id(node) not in known:
+        known[id(node)] = 1  # of one within itself
+        inside = getattr(node, "value", ())
+        pairs = isinstance(node, yaml.MappingNode)
+        nodes = [one for pair in inside for one in pair] if pairs else inside if isinstance(node, yaml.SequenceNode) else []
+        known[id(node)] = 1 + sum(_values(one, known) for one in nodes)
+    return known[id(node)]
 
 
 def _lines(node: Any, prefix: str, lines: dict[str, int], problems: list[str], where: str) -> None:

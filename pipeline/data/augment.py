@@ -70,7 +70,7 @@ class _Numbers:
 
     def __init__(self, positions: Ints, seed: int, epoch: int) -> None:
         # The most that can be asked for: 2 to shift, 4 for each of RandAugment's 16, 8 to jitter, 1 for the colour.
-        self._columns = iter(order.draws(positions, seed, epoch, order.AUGMENT, 96).T)
+        self._columns = iter(order.draws(positions, seed, epoch, order.Stream.AUGMENT, 96).T)
 
     def uniform(self) -> Floats:
         return next(self._columns)
@@ -234,7 +234,7 @@ def _erase(cfg: Augment, positions: Ints, seed: int, epoch: int, size: int) -> N
     boxes = np.zeros((len(positions), 4), np.int32)
     if not cfg.erase:
         return boxes
-    numbers = order.draws(positions, seed, epoch, order.ERASE, 1 + 4 * _ATTEMPTS)
+    numbers = order.draws(positions, seed, epoch, order.Stream.ERASE, 1 + 4 * _ATTEMPTS)
     tries = numbers[:, 1:].reshape(-1, _ATTEMPTS, 4)
     area = size * size * (_ERASE_SCALE[0] + (_ERASE_SCALE[1] - _ERASE_SCALE[0]) * tries[..., 0])
     low, high = np.log(_ERASE_RATIO)

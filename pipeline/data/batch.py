@@ -89,7 +89,7 @@ class Executor(ABC):
         """Start over and yield batches; a second iteration ends the first.
 
         Raises:
-            DataError: while iterating, naming the files, if too many images can't be read.
+            DataError: while iterating, if an image can't be read and there is no quarantine, or it does not explain the error.
         """
         self._stop()
         self._running = self._resilient()
@@ -97,18 +97,33 @@ class Executor(ABC):
 
     def _resilient(self) -> Generator[Batch, None, None]:
         """Yield all batches; where an image can't be read, learn which, and go on with plans that do without it."""
-        done = 0
-        while True:
+        done, quarantine = 0, self.job.quarantine
+        met: dict[int, dict[int, str]] = {}
+        while not (quarantine and quarantine.full):
             try:
                 with closing(self._run(done)) as batches:
                     for batch in batches:
+                        self._met(met, done)
                         done += 1
                         yield batch
-                return
+                break
             except UnreadableError as error:
-                self._learn(error)
+                for number, found in self._learn(error, done).items():
+                    met.setdefault(number, {}).update(found)
+                self._met(met, done)
+        for number in list(met):
+            self._met(met, number)
+        # All ranks stop at the end of this step, which the others are in the midst of: until then any pixels will do.
+        for plan in self.job.plans(done) if quarantine and quarantine.full else ():
+            yield self._batch(plan, torch.zeros(len(plan), plan.size, plan.size, 3, dtype=torch.uint8))
 
-    def _learn(self, error: UnreadableError) -> None:
+    def _met(self, met: dict[int, dict[int, str]], number: int) -> None:
+        """Count the bad images of a batch whose turn has come."""
+        if self.job.quarantine is not None and number in met:
+            self.job.quarantine.learn(met.pop(number))
+
+    def _learn(self, error: UnreadableError, number: int) -> dict[int, dict[int, str]]:
+        """Return what is wrong with which images, by the batch that each is in, from `number` on; others stand in for them."""
         quarantine, index = self.job.quarantine, self.job.index
         found = index.problems(error.ids)
         if not found:
@@ -116,9 +131,18 @@ class Executor(ABC):
         if quarantine is None:
             sample, reason = next(iter(found.items()))
             raise DataError(f"{index.path(sample)}: {reason}; replace or remove this file and start again") from error.cause
-        quarantine.learn(found)
-        for sample, reason in found.items():
+        known = set(quarantine.bad.tolist())
+        new = {sample: reason for sample, reason in found.items() if sample not in known}
+        for sample, reason in new.items():
             tqdm.write(f"bad image, left out: {index.path(sample)}: {reason}", file=sys.stderr)
+        places: dict[int, dict[int, str]] = {}
+        left = dict(new)
+        for place, plan in enumerate(self.job.plans(number), number):  # the plans that failed: nothing is learned yet
+            if not left:
+                break
+            places[place] = {sample: left.pop(sample) for sample in plan.ids.tolist() if sample in left}
+        quarantine.expect(new)
+        return places
 
     def close(self) -> None:
         """End the iteration and the threads behind it."""

@@ -13,8 +13,6 @@ from pipeline.data.order import Ints
 _SEEN = 4096  # samples whose sizes tell the others'; they lie shuffled in a pack
 _MOST_AHEAD = 1 << 30  # bytes that a rank asks for at once
 
-_ROTATE, _WINDOW = (1 << 16) + 1, (1 << 16) + 2  # streams of random numbers apart from those in `order`
-
 
 def samples_at(index: Index, data: Data, positions: Ints, *, seed: int, epoch: int) -> Ints:
     """Return int64[B]: the samples that stand at `positions` (int64[B]) of an epoch."""
@@ -47,7 +45,7 @@ def block_places(positions: Ints, n: int, sizes: tuple[int, int], *, seed: int, 
     block = min(sizes[0], n)
     n_blocks = n // block
     window = block * min(sizes[1], n_blocks)
-    turn = int(order.draws(np.zeros(1, np.int64), seed, epoch, _ROTATE, 1)[0, 0] * n)
+    turn = int(order.draws(np.zeros(1, np.int64), seed, epoch, order.Stream.ROTATE, 1)[0, 0] * n)
     places = np.array(positions, np.int64)
     inside = np.flatnonzero(places < n_blocks * block)
     numbers = places[inside] // window
@@ -55,7 +53,7 @@ def block_places(positions: Ints, n: int, sizes: tuple[int, int], *, seed: int, 
         mine = inside[numbers == number]
         first = number * window
         length = min(window, n_blocks * block - first)
-        key = order.draws(np.array([number]), seed, epoch, _WINDOW, 2)[0] * 2**32
+        key = order.draws(np.array([number]), seed, epoch, order.Stream.WINDOW, 2)[0] * 2**32
         places[mine] = first + order.permute(places[mine] - first, length, int(key[0]), int(key[1]))
     shuffled = order.permute(places[inside] // block, n_blocks, seed, epoch)
     places[inside] = shuffled * block + places[inside] % block

@@ -6,7 +6,6 @@ only the pixels and the labels are taken out. Not here: anything about other dat
 Source: Krizhevsky 2009; the layouts are described at https://www.cs.toronto.edu/~kriz/cifar.html
 """
 
-import lzma
 import pickletools
 import tarfile
 import zlib
@@ -18,11 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.data.archive import open_tar
 from pipeline.data.folders import whole_folder
 from pipeline.errors import DataError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _PIXELS = 3 * 32 * 32
+_MOST_BYTES = 1 << 29
+"""Of an archive unpacked: those that are published have 186 MB."""
+_MOST_OPCODES = 200_000
+"""Of a batch's pickle: those that are published have about 40,000."""
 Part = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 """Pixels, uint8[N, 3, 32, 32], and labels, uint8[N]."""
 
@@ -39,14 +43,14 @@ def write(archive: Path, root: Path) -> int:
         raise DataError(f"{root}: {state}; choose another folder, or remove it")
     count, names = 0, set()
     try:
-        with tarfile.open(archive) as tar, whole_folder(root) as new:
+        with open_tar(archive, zipped=True, most=_MOST_BYTES) as tar, whole_folder(root) as new:
             for name, number, (pixels, labels) in _parts(tar, archive):
                 _write_part(new / _BATCHES[name], number, pixels, labels)
                 count += len(labels)
                 names.add(name)
             _refuse_a_part(archive, names)
-    except (OSError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
-        reason = getattr(error, "strerror", None) or "it is none, or is cut short or damaged"
+    except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or "it is none, or is cut short, damaged or too large"
         raise DataError(f"{archive}: can't be read as a .tar.gz ({reason}); check the path, or copy it again") from error
     return count
 
@@ -94,7 +98,9 @@ def _binary(data: bytes) -> Part:
 def _python(data: bytes) -> Part:
     """Read the pixels and labels among a pickle's opcodes: the one long string, and the numbers after the key `labels`."""
     pixels, labels, after_key, in_list = b"", [], False, False
-    for opcode, argument, _ in pickletools.genops(data):
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+        if number > _MOST_OPCODES:
+            raise ValueError("far too many values in it")
         if isinstance(argument, str | bytes) and len(argument) >= _PIXELS:
             pixels = argument if isinstance(argument, bytes) else argument.encode("latin-1")
         elif argument in ("labels", b"labels"):

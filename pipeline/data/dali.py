@@ -24,6 +24,7 @@ from pipeline.data.index import Index
 from pipeline.data.order import Ints
 from pipeline.data.pixels import Decoded, augmented
 from pipeline.data.plan import BatchPlan
+from pipeline.errors import DataError
 
 Place = Literal["cpu", "gpu"]
 Interpolation = Literal["bilinear", "bicubic"]
@@ -162,6 +163,8 @@ class DaliExecutor(Executor):
                 (images,) = graph.run(stream)
             except StopIteration:
                 break
+            except DataError:  # of a plan
+                raise
             except Exception as error:  # DALI's exceptions have many types, and often name no file
                 ids = np.concatenate([plan.ids for plan in feed.pending])
                 raise UnreadableError(ids, gist(error)) from error

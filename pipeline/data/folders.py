@@ -3,6 +3,7 @@
 Not here: what is in them.
 """
 
+import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ from pathlib import Path
 def whole_folder(final: Path) -> Iterator[Path]:
     """Yield a new folder beside `final` that replaces it at the end of the `with` block, and vanishes if the block fails.
 
-    Where two processes do so at once, one of the two results stays.
+    The move is flushed to the disk; what is in the folder is not. Where two processes do so at once, one of the two results
+    stays.
 
     Raises:
         OSError: if the folder can't be made or moved.
@@ -36,6 +38,11 @@ def _replace(new: Path, final: Path) -> None:
         if final.exists():
             final.rename(old)
         new.rename(final)
+        parent = os.open(final.parent, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(parent)
+        finally:
+            os.close(parent)
     except OSError:
         if not final.is_dir():  # else another process was faster, and its result is as good
             raise

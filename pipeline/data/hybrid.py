@@ -19,6 +19,7 @@ from pipeline.data.batch import Batch, Executor, Job, UnreadableError
 from pipeline.data.dali import Encoded, decode_boxes, encoded, gist
 from pipeline.data.index import Index
 from pipeline.data.plan import BatchPlan
+from pipeline.errors import DataError
 
 _KEPT = 16  # batches of inputs; more than DALI's queues ever hold
 
@@ -72,6 +73,8 @@ class HybridExecutor(Executor):
                         boxes = graph.run()[0]
                     except StopIteration:
                         more = False
+                    except DataError:  # of a plan
+                        raise
                     except Exception as failed:  # DALI's exceptions have many types, and often name no file
                         error, more = UnreadableError(np.concatenate([p.ids for p in feed.pending]), gist(failed)), False
                     else:

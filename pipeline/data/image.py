@@ -4,7 +4,6 @@ Not here: folders of images (`scan`), crops and batches.
 """
 
 import os
-import stat
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.data import jpeg
+from pipeline.files import open_regular
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Source: torchvision.datasets.folder.IMG_EXTENSIONS."""
@@ -36,26 +36,13 @@ def is_image(name: str) -> bool:
     return not name.startswith(".") and name.lower().endswith(EXTENSIONS)
 
 
-def open_file(path: Path | str) -> int:
-    """Open a file for reading; return its descriptor.
-
-    Raises:
-        OSError: if it can't be opened, or is a folder, a pipe or a device, which would be waited for without end.
-    """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise OSError("not a regular file")
-    return fd
-
-
 def read_size(path: Path | str) -> tuple[int, int]:
     """Return width and height in pixels, as stored (not rotated by EXIF), from the file's header.
 
     Raises:
         Exception: of any kind, as PIL's decoders do on broken files; `describe` puts it into words.
     """
-    fd = open_file(path)
+    fd = open_regular(path)
     try:  # a JPEG's header read by hand takes a fifth of PIL's time
         head = os.pread(fd, HEAD, 0)
         if not head:
@@ -143,7 +130,7 @@ def problem(source: Source, size: tuple[int, int]) -> str | None:
     """Return what is wrong with a file that should hold an image of `size` (width, height), or None."""
     try:
         if not isinstance(source, BytesIO):
-            os.close(open_file(source))
+            os.close(open_regular(source))
         found = read_rgb(source).size
     except Exception as error:  # PIL's decoders raise anything on broken files
         return describe(error)

@@ -5,6 +5,7 @@ Not here: finding the images (`scan`, `sources`), keeping the arrays (`store`), 
 
 import hashlib
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from pipeline.data import image, scan, shards, sources, store
 from pipeline.data.folders import whole_folder
@@ -130,7 +132,12 @@ def open_index(root: Path, split: str, cache: Path | None, *, allow_bad: bool = 
     folder = _folder(root, split)
     if store.is_pack(folder):
         return open_pack(folder)
-    found = _load(_place(folder, cache), folder)
+    place = _place(folder, cache)
+    try:
+        found = _load(place, folder)
+    except store.DamagedError as error:
+        tqdm.write(f"warning: {place}: the index of {folder} is damaged ({error}); it is made anew", file=sys.stderr)
+        found = None
     if found is None or (len(found.bad) == len(found) and not allow_bad):
         return build(root, split, cache, allow_bad=allow_bad)
     return found
@@ -143,10 +150,14 @@ def open_pack(folder: Path) -> Index:
         DataError: if it is broken, or a shard is missing or of another size.
     """
     place = folder / store.IN_PACK
-    problem = store.pack_problem(folder)
-    index = None if problem else _load(place, folder)
+    try:
+        problem = store.pack_problem(folder)
+        index = None if problem else _load(place, folder)
+    except store.DamagedError as error:
+        index, problem = None, f"the index of this pack is broken ({error})"
     if index is None:
-        raise DataError(f"{folder}: {problem or 'the index of this pack is broken'}; copy it again, or make the pack again")
+        problem = problem or "the index of this pack is of another version of this program"
+        raise DataError(f"{folder}: {problem}; copy it again, or make the pack again")
     return index
 
 
@@ -164,7 +175,7 @@ def build(root: Path, split: str, cache: Path | None, *, allow_bad: bool = False
     try:
         listing = sources.find(folder)
     except OSError as error:
-        raise DataError(f"{error.filename or folder}: {error.strerror}; make the folder readable") from error
+        raise DataError(f"{error.filename or folder}: {error.strerror}; make it readable, or remove it") from error
     place = _place(folder, cache)
     partial = place.with_name(f"{place.name}.partial")
     try:
@@ -196,22 +207,26 @@ def _place(folder: Path, cache: Path | None) -> Path:
 
 
 def _load(place: Path, folder: Path) -> Index | None:
-    """Open the index kept at `place`, or return None if there is none, or it is broken or out of date."""
+    """Open the index kept at `place`, or return None if there is none, or it is out of date.
+
+    Raises:
+        DamagedError: if it is not as it was written.
+    """
     kept = store.load(place, folder)
     if kept is None:
         return None
     meta, arrays = kept
     found = None
-    if meta["shards"]:
+    if meta.shards:
         placed = {name: arrays.pop(name) for name in shards.ARRAYS}
-        found = Shards.of(tuple(folder / name for name in meta["shards"]), placed)
+        found = Shards.of(tuple(folder / name for name in meta.shards), placed)
     index = Index(
-        folder=Path(meta["base"]) if meta["base"] else folder,
-        classes=tuple(meta["classes"]),
-        bad=np.array(meta["bad"], np.int64),
+        folder=Path(meta.base) if meta.base else folder,
+        classes=tuple(meta.classes),
+        bad=np.array(meta.bad, np.int64),
         shards=found,
-        reasons={int(sample): str(reason) for sample, reason in meta.get("reasons", {}).items()},
-        listed=np.array(meta.get("listed", []), np.int64),
+        reasons={int(sample): reason for sample, reason in meta.reasons.items()},
+        listed=np.array(meta.listed, np.int64),
         **arrays,
     )
     return None if _older_than_bad(place, index) else index

@@ -30,7 +30,7 @@ def choose(cfg: Mix, position: int, *, seed: int, epoch: int, size: int) -> Mixi
     """
     if not cfg.on:
         return None
-    numbers = order.draws(np.array([position]), seed, epoch, order.MIX, 5)[0].tolist()
+    numbers = order.draws(np.array([position]), seed, epoch, order.Stream.MIX, 5)[0].tolist()
     if numbers[0] >= cfg.prob:
         return None
     cut = cfg.cutmix > 0 and (cfg.mixup == 0 or numbers[1] < cfg.switch_prob)

@@ -5,6 +5,7 @@ Not here: what is done with a sample (`plan`), and any state: every function dep
 
 import math
 from collections.abc import Iterator
+from enum import IntEnum
 from typing import TypeAlias
 
 import numpy as np
@@ -16,8 +17,25 @@ Ints: TypeAlias = NDArray[np.int64]
 Words: TypeAlias = NDArray[np.uint64]
 """Unsigned 32-bit words, held in 64 bits so that products do not overflow."""
 
-ORDER, CROP, FLIP, AUGMENT, ERASE, MIX = range(6)
-"""Streams of random numbers that are independent of each other."""
+
+class Stream(IntEnum):
+    """What random numbers are for: the streams are independent of each other. A number that was given once never changes."""
+
+    ORDER = 0
+    CROP = 1
+    FLIP = 2
+    AUGMENT = 3
+    ERASE = 4
+    MIX = 5
+    REPLACE = 1 << 16
+    """What stands in for a bad image."""
+    ROTATE = (1 << 16) + 1
+    """Where the first block of an epoch starts on the disk."""
+    WINDOW = (1 << 16) + 2
+    """The keys of the orders within windows of blocks."""
+    PACK = (1 << 16) + 3
+    """The order of a pack's samples on the disk."""
+
 
 # Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), section 3.3; constants of Random123.
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
@@ -52,7 +70,7 @@ def draws(positions: Ints, seed: int, epoch: int, stream: int, count: int) -> ND
     return words.reshape(len(at), -1)[:, :count] * np.float64(2.0**-32)
 
 
-def permute(positions: Ints, n: int, seed: int, epoch: int) -> Ints:
+def permute(positions: Ints, n: int, seed: int, epoch: int, stream: Stream = Stream.ORDER) -> Ints:
     """Return int64[B]: the sample at each of the positions (all in `range(n)`) of an epoch's order of `n` samples.
 
     A keyed permutation of `range(n)`, computed for any positions alone, in memory that does not grow with `n`: a
@@ -62,26 +80,26 @@ def permute(positions: Ints, n: int, seed: int, epoch: int) -> Ints:
     """
     rows = math.isqrt(n - 1) + 1
     columns = -(-n // rows)
-    samples = _feistel(np.asarray(positions, np.uint64), rows, columns, (seed, epoch))
+    samples = _feistel(np.asarray(positions, np.uint64), rows, columns, (seed, epoch), stream)
     while (outside := samples >= n).any():
-        samples[outside] = _feistel(samples[outside], rows, columns, (seed, epoch))
+        samples[outside] = _feistel(samples[outside], rows, columns, (seed, epoch), stream)
     return samples.astype(np.int64)
 
 
-def _feistel(cells: Words, rows: int, columns: int, key: tuple[int, int]) -> Words:
+def _feistel(cells: Words, rows: int, columns: int, key: tuple[int, int], stream: Stream) -> Words:
     """Permute the cells of a grid: shift its rows and its columns in turn, each by an amount drawn from the other."""
     row, column = np.divmod(cells, np.uint64(columns))
     for number in range(_FEISTEL_ROUNDS):
         if number % 2:
-            column = (column + _shift(row, number, key)) % np.uint64(columns)
+            column = (column + _shift(row, number, key, stream)) % np.uint64(columns)
         else:
-            row = (row + _shift(column, number, key)) % np.uint64(rows)
+            row = (row + _shift(column, number, key, stream)) % np.uint64(rows)
     return row * np.uint64(columns) + column
 
 
-def _shift(half: Words, number: int, key: tuple[int, int]) -> Words:
+def _shift(half: Words, number: int, key: tuple[int, int], stream: Stream) -> Words:
     """Return 62 random bits for each value of `half` in a round."""
-    counter = (half & _LOW, half >> _32, np.full_like(half, number), np.full_like(half, ORDER))
+    counter = (half & _LOW, half >> _32, np.full_like(half, number), np.full_like(half, stream))
     high, low, _, _ = philox(counter, key)
     return (high >> np.uint64(2)) << _32 | low
 

@@ -23,12 +23,12 @@ from tqdm import tqdm
 from pipeline.data import image, store, verify
 from pipeline.data.folders import whole_folder
 from pipeline.data.index import Index, open_index, open_pack
-from pipeline.data.order import permute
+from pipeline.data.order import Stream, permute
 from pipeline.data.parallel import in_order, one_at_a_time
 from pipeline.data.quarantine import Quarantine
 from pipeline.data.scan import Listing, some
 from pipeline.errors import DataError, UsageError
-from pipeline.files import write_atomically
+from pipeline.files import read_bytes, write_atomically
 from pipeline.units import count
 
 _PARTS = ".parts"
@@ -71,7 +71,7 @@ class _Job:
     def order(self) -> NDArray[np.int64]:
         """int64[N]: the samples as they are written, shuffled, so that neighbours on the disk are unrelated."""
         n = len(self.index)
-        return permute(np.arange(n, dtype=np.int64), n, 0, 0)
+        return permute(np.arange(n, dtype=np.int64), n, 0, 0, Stream.PACK)
 
     def about(self) -> dict[str, Any]:
         """Return what shards must agree on to belong to one pack."""
@@ -100,9 +100,9 @@ def pack(root: Path, out: Path, settings: Settings, cache: Path | None, threads:
         if job.out == job.index.folder:
             raise UsageError(f"{out}: is the data root itself; choose another folder for the pack")
         _pack_split(job, threads)
-        meta = store.pack_meta(job.out)
-        row = {"folder": str(job.out), "images": len(job.index), "bad": len(meta["bad"]), "shards": len(meta["shards"])}
-        rows.append(row | {"bytes": sum(meta["shard_bytes"]), "first_bad": open_pack(job.out).first_bad()})
+        made, meta = open_pack(job.out), store.read_meta(job.out / store.IN_PACK)
+        row = {"folder": str(job.out), "images": len(made), "bad": len(made.bad), "shards": len(meta.shards)}
+        rows.append(row | {"bytes": sum(meta.shard_bytes), "first_bad": made.first_bad()})
     return rows
 
 
@@ -119,7 +119,8 @@ def _pack_split(job: _Job, threads: int) -> None:
         job.out.mkdir(parents=True, exist_ok=True)
         with one_at_a_time(job.out, lambda: tqdm.write(f"waiting for another packer of {job.out}", file=sys.stderr)):
             if store.is_pack(job.out):
-                _same(job, store.pack_meta(job.out))
+                open_pack(job.out)
+                _same(job, store.read_meta(job.out / store.IN_PACK).model_extra or {})
             else:
                 _pack_anew(job, threads)
 
@@ -133,9 +134,13 @@ def _pack_anew(job: _Job, threads: int) -> None:
     for left in [*job.out.glob(".*.tmp"), *parts.glob(".*.tmp")]:  # of a process that was killed
         left.unlink()
     settings = parts / "settings.json"
-    if settings.is_file():
-        _same(job, json.loads(settings.read_text()))
-    write_atomically(settings, lambda path: path.write_text(json.dumps(job.about())))
+    before = _read_json(settings)
+    if before and before.pop("format", None) == store.FORMAT:
+        _same(job, before)
+    else:  # there is none, or it was begun by a version that packs in another order
+        shutil.rmtree(parts)
+        parts.mkdir()
+    write_atomically(settings, lambda path: path.write_text(json.dumps(job.about() | {"format": store.FORMAT})))
     bar = tqdm(total=len(order), desc=f"packing {job.split}", unit="img", disable=None, leave=False, delay=1)
     with bar:
         for rows in in_order(lambda number: _shard(job, number, chunks[number]), range(len(chunks)), threads, "pack"):
@@ -174,10 +179,9 @@ def _name(job: _Job, number: int) -> str:
 def _shard(job: _Job, number: int, ids: NDArray[np.int64]) -> NDArray[Any]:
     """Write a shard unless it is there already; return its samples' places."""
     path, part = job.out / _name(job, number), job.out / _PARTS / f"{number:06d}.npy"
-    if part.is_file() and part.with_suffix(".json").is_file() and path.is_file():
-        written = _read_part(part)
-        if path.stat().st_size == _shard_bytes(written):  # else a crash of the machine or a copy cut it short
-            return written
+    written = _read_part(part, ids)
+    if written and path.is_file() and path.stat().st_size == _shard_bytes(written[0]):  # else a crash or a copy cut it short
+        return written[0]
     rows = np.zeros(len(ids), _ROW)
     reasons: dict[int, str] = {}
 
@@ -212,9 +216,28 @@ def _save_part(path: Path, rows: NDArray[Any]) -> None:
         np.save(file, rows, allow_pickle=False)
 
 
-def _read_part(path: Path) -> NDArray[Any]:
-    rows: NDArray[Any] = np.load(path, allow_pickle=False)
-    return rows
+def _read_part(part: Path, ids: NDArray[np.int64]) -> tuple[NDArray[Any], dict[str, str]] | None:
+    """Return where the samples `ids` of a shard lie and why others were left out; None if the shard is not finished."""
+    reasons = _read_json(part.with_suffix(".json"))
+    try:
+        rows: NDArray[Any] = np.load(part, allow_pickle=False)
+    except Exception:  # numpy's reader of headers raises anything
+        return None
+    left_out = (
+        {str(sample) for sample in ids[rows["length"] == 0].tolist()}
+        if rows.shape == ids.shape and rows.dtype == _ROW
+        else None
+    )
+    return None if reasons is None or left_out != reasons.keys() else (rows, reasons)
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """Return what an interrupted call has written down, or None if there is nothing, or it is damaged."""
+    try:
+        found = json.loads(read_bytes(path, 1 << 28))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _write_sample(job: _Job, file: BinaryIO, sample: int) -> tuple[int, int, int, int, int]:
@@ -291,9 +314,11 @@ def _write_index(job: _Job, chunks: list[NDArray[np.int64]]) -> None:
     rows, shard = np.zeros(n, _ROW), np.zeros(n, np.int64)
     reasons: dict[str, str] = {}
     for number, ids in enumerate(chunks):
-        rows[ids] = _read_part(job.out / _PARTS / f"{number:06d}.npy")
-        shard[ids] = number
-        reasons |= json.loads((job.out / _PARTS / f"{number:06d}.json").read_text())
+        written = _read_part(job.out / _PARTS / f"{number:06d}.npy", ids)
+        if written is None:
+            raise DataError(f"{job.out / _PARTS}: was changed meanwhile; the same command packs anew what is missing")
+        rows[ids], shard[ids] = written[0], number
+        reasons |= written[1]
     if not rows["length"].any():
         raise DataError(f"{index.folder}: no image can be read; there is nothing to pack")
     files = tuple(_name(job, number) for number in range(len(chunks)))

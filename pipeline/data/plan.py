@@ -58,14 +58,14 @@ class BatchPlan:
 def train_plan(index: Index, data: Data, ids: order.Ints, positions: order.Ints, *, seed: int, epoch: int) -> BatchPlan:
     """Plan random resized crops and flips for samples `ids` (int64[B]) that stand at `positions` (int64[B]) of an epoch."""
     heights, widths = _sizes(index, ids)
-    numbers = order.draws(positions, seed, epoch, order.CROP, 4 * _ATTEMPTS).reshape(len(ids), _ATTEMPTS, 4)
+    numbers = order.draws(positions, seed, epoch, order.Stream.CROP, 4 * _ATTEMPTS).reshape(len(ids), _ATTEMPTS, 4)
     return BatchPlan(
         ids=ids,
         labels=index.labels[ids].astype(np.int64),
         boxes=random_boxes(heights, widths, numbers, data.crop_scale, data.crop_ratio),
         resized=np.full((len(ids), 2), data.resolution, np.int32),
         offsets=np.zeros((len(ids), 2), np.int32),
-        flip=order.draws(positions, seed, epoch, order.FLIP, 1)[:, 0] < data.flip,
+        flip=order.draws(positions, seed, epoch, order.Stream.FLIP, 1)[:, 0] < data.flip,
         size=data.resolution,
         bicubic=data.interpolation == "bicubic",
     )

@@ -12,21 +12,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from pipeline.data import order
 from pipeline.data.index import Index
 from pipeline.data.scan import NAMED, VERIFY, some
 from pipeline.errors import DataError
+from pipeline.files import read_bytes
 from pipeline.units import count
 from pipeline.world import World
 
 FILE = "quarantine.tsv"
 """Name of a run's own list, in its directory."""
-_REPLACE = 1 << 16  # a stream of random numbers apart from those in `order`
 _TRIES = 256
+_FAR_MORE = 64
+"""Samples over the limit that a rank still reads."""
+_HARDLY_ANY = 0.9
+"""Share of bad samples at which that many tries may find no good one."""
 _FIELDS = 4
+_MOST_BYTES = 1 << 30  # of a list: 10 million bad images
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,8 @@ class Quarantine:
     """The bad samples of a split: those known from the start, and those learned of meanwhile.
 
     `bad` holds their sorted numbers, int64[bad], `listed` those of them that lists named, and `unknown` what the lists named
-    that is not in the index. What a list names does not count against `max_fraction`: the user wants it left out.
+    that is not in the index. What a list names does not count against `max_fraction`: the user wants it left out. `news` is
+    what this rank has learned and the others have not been told (`share`).
     """
 
     def __init__(self, index: Index, split: str, max_fraction: float, lists: Iterable[Path] = ()) -> None:
@@ -72,28 +77,29 @@ class Quarantine:
         """
         self._index, self._split, self._max_fraction = index, split, max_fraction
         self._file: Path | None = None
-        self._taken = 0  # bytes of the file
         self._reasons: dict[int, str] = {}
         self.bad: order.Ints = index.bad
         self.unknown: list[str] = []
-        self._learned = 0
+        self.news: dict[int, str] = {}
+        self._expected: set[int] = set()
         self._mended: order.Ints = np.empty(0, np.int64)
         for path in lists:
             self.unknown += self._take(path)
         self.listed = np.union1d(_numbers(self._reasons), index.listed)
-        self._known = len(self.bad)
         self._check()
 
     def count(self) -> int:
-        """Return how many bad samples are known, to any rank that shares the run's file."""
-        if self._file is not None:
-            self._take_news(self._file)
-        return len(self.bad)
+        """Return how many bad samples have been met so far, by any rank, as of the last `share`."""
+        return len(self.bad) - len(self._expected)
 
     def good_images(self, world: World) -> int:
-        """Return how many samples are good, as far as the ranks have come upon bad ones; all ranks call this together."""
-        learned = int(world.sum_(torch.tensor(self._learned, device=world.device)))
-        return len(self._index) - self._known - learned
+        """Return how many samples are good, as far as the ranks have come upon bad ones; all ranks call this together.
+
+        Raises:
+            DataError: as `share` does.
+        """
+        self.share(world)
+        return len(self._index) - len(self.bad)
 
     def attach(self, file: Path) -> None:
         """Take over what an earlier start of the run learned, and remember in its file what is learned from now on.
@@ -101,8 +107,8 @@ class Quarantine:
         Raises:
             DataError: if the file can't be read, or there are too many bad images.
         """
-        self._take_news(file)
-        self._known = len(self.bad)
+        if file.is_file():
+            self._take(file, torn=True)
         self._file = file
         if self._too_many(len(bad := self._unlisted())):  # what was mended since keeps its stand-in, but is no reason to stop
             self._mended = _numbers(sample for sample in bad.tolist() if not self._index.problem(sample))
@@ -123,18 +129,49 @@ class Quarantine:
         more = f"; {self._file} lists all {len(new):,}" if len(new) > NAMED else ""
         tqdm.write(f"{count(len(new), f'bad {self._split} image')}, left out: {'; '.join(named)}{more}", file=sys.stderr)
 
+    def expect(self, found: dict[int, str]) -> None:
+        """Have others stand in for bad samples of batches to come; they count once `learn` is told of them.
+
+        How far an executor works ahead depends on the world; what a run is stopped for must not.
+        """
+        self._expected |= found.keys() - set(self.bad.tolist())
+        self._add(found)
+
     def learn(self, found: dict[int, str]) -> None:
-        """Remember bad samples, with what is wrong with each.
+        """Remember bad samples, with what is wrong with each, in the run's file too.
 
         Raises:
-            DataError: naming them, if there are too many bad images by now, or the run's file can't be written.
+            DataError: if that can't be written.
         """
+        known = set(self.bad.tolist()) - self._expected
+        new = {sample: reason for sample, reason in found.items() if sample not in known}
+        self._expected -= new.keys()
+        self._add(new)
+        self.news |= new
+        if self._file is not None and new:
+            _append(self._file, [self._entry(sample) for sample in new])
+
+    @property
+    def full(self) -> bool:
+        """Whether this rank needs to read no further, as it knows of far more bad samples than the run bears.
+
+        All ranks stop when it shares them, at the end of the step; what they have met by then is the same in any world
+        unless it is far more.
+        """
+        bad = len(self._unlisted()) + len(self._expected)
+        return self._too_many(bad) and (self._too_many(bad - _FAR_MORE) or bad > _HARDLY_ANY * len(self._index))
+
+    def share(self, world: World) -> None:
+        """Tell all ranks what each has learned; all call this together, and know the same afterwards.
+
+        Raises:
+            DataError: on every rank, if there are too many bad images by now; one names some of them.
+        """
+        found = {int(sample): reason for part in world.gather(self.news) for sample, reason in part.items()}
+        self.news = {}
+        self._expected -= found.keys()
         self._add(found)
-        self._learned += len(found)  # a rank meets none twice, and no other rank's
-        entries = [Entry(self._split, sample, self._index.name(sample), reason) for sample, reason in found.items()]
-        if self._file is not None:
-            _append(self._file, entries)
-        self._check([f"{self._index.path(entry.sample)}: {entry.reason}" for entry in entries])
+        world.together(lambda: self._check(met=bool(found)))
 
     def replace(self, ids: order.Ints, positions: order.Ints, seed: int, epoch: int) -> order.Ints:
         """Return int64[B]: samples `ids`, with good ones in place of the bad, chosen by `(seed, epoch, position)` alone.
@@ -148,10 +185,10 @@ class Quarantine:
         if not len(places):
             return ids
         ids = ids.copy()
-        numbers = order.draws(positions[places], seed, epoch, _REPLACE, _TRIES)
+        numbers = order.draws(positions[places], seed, epoch, order.Stream.REPLACE, _TRIES)
         candidates = (numbers * len(self._index)).astype(np.int64)
         good = ~np.isin(candidates, self.bad)
-        if not good.any(axis=1).all():
+        if not (good.any(axis=1).all() or self.full):
             raise DataError(f"{self._index.folder}: hardly any image is good; {VERIFY} says why")
         ids[places] = candidates[np.arange(len(places)), good.argmax(axis=1)]
         return ids
@@ -178,12 +215,6 @@ class Quarantine:
         found = self._find(entries)
         self._add({sample: entry.reason for entry, sample in found.items()})
         return [entry.name for entry in dict.fromkeys(entries) if entry not in found]
-
-    def _take_news(self, file: Path) -> None:
-        size = file.stat().st_size if file.is_file() else 0
-        if size != self._taken:
-            self._take(file, torn=True)
-            self._taken = size
 
     def _add(self, found: dict[int, str]) -> None:
         self.bad = np.union1d(self.bad, _numbers(found))
@@ -213,19 +244,22 @@ class Quarantine:
         return found
 
     def _unlisted(self) -> order.Ints:
-        return np.setdiff1d(self.bad, np.union1d(self.listed, self._mended))
+        return np.setdiff1d(self.bad, np.concatenate([self.listed, self._mended, _numbers(self._expected)]))
 
     def _too_many(self, bad: int) -> bool:
         return bad > self._max_fraction * len(self._index)
 
-    def _check(self, news: list[str] | None = None) -> None:
+    def _check(self, *, met: bool = False) -> None:
         bad = self._unlisted()
         if not self._too_many(len(bad)):
             return
-        if news and len(bad) == len(news) == 1:
-            raise DataError(f"{news[0]}; replace or remove this file and start again")
-        known = (self._entry(sample) for sample in bad[:NAMED].tolist())
-        named = news[:NAMED] if news else [f"{entry.name} ({entry.reason})" for entry in known]
+        known = [self._entry(sample) for sample in bad[:NAMED].tolist()]
+        if met:
+            named = [f"{self._index.path(entry.sample)}: {entry.reason}" for entry in known]
+        else:
+            named = [f"{entry.name} ({entry.reason})" for entry in known]
+        if met and len(bad) == 1:
+            raise DataError(f"{named[0]}; replace or remove this file and start again")
         more = len(bad) - len(named)
         listed = ", ".join(named) + (f" and {more:,} more" if more > 0 else "")
         noted = f" (all are listed in {self._file})" if self._file else ""
@@ -242,7 +276,7 @@ def read(path: Path, *, torn: bool = False) -> list[Entry]:
         DataError: if it can't be read or is something else.
     """
     try:
-        lines = path.expanduser().read_bytes().decode("utf-8", "surrogateescape").split("\n")[:-1]
+        lines = read_bytes(path.expanduser(), _MOST_BYTES).decode("utf-8", "surrogateescape").split("\n")[:-1]
         rows = [[_plain(text) for text in line.split("\t")] for line in lines]
         whole = [row for row in rows if len(row) == _FIELDS and row[1].isdecimal()] if torn else rows
         return [Entry(split, int(sample), name, reason) for split, sample, name, reason in whole]

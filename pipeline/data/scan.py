@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import os
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from pipeline.units import count
 _THREADS = 8
 _CHUNK = 256
 _ROW_BYTES = 8  # width and height of an image
+_SUM_BYTES = 4  # behind the rows of a chunk
 NAMED = 5
 VERIFY = "`python -m pipeline data verify`"
 
@@ -134,7 +136,7 @@ def read_sizes(listing: Listing, partial: Path) -> NDArray[np.int32]:
         bar = tqdm(total=n, initial=done, desc=f"indexing {listing.base}", unit="img", disable=None, leave=False, delay=1)
         with bar:
             for rows in in_order(_reader(listing), range(done, n, _CHUNK), _THREADS, "index"):
-                file.write(rows.tobytes())
+                file.write(rows.tobytes() + _sum(rows.tobytes(), done))
                 sizes[done : done + len(rows)] = rows
                 done += len(rows)
                 bar.update(len(rows))
@@ -174,13 +176,22 @@ def _take_over(file: BinaryIO, listing: Listing, sizes: NDArray[np.int32]) -> in
     digest = hashlib.sha256(about.encode("utf-8", "surrogateescape")).digest()
     file.seek(0)
     same = file.read(len(digest)) == digest
-    rows = file.read() if same else b""
-    done = min(len(rows) // _ROW_BYTES, len(sizes)) // _CHUNK * _CHUNK
-    sizes[:done] = np.frombuffer(rows[: done * _ROW_BYTES], np.int32).reshape(-1, 2)
-    file.truncate(len(digest) + done * _ROW_BYTES if same else 0)
+    done, end = 0, len(digest) if same else 0
+    while same and done + _CHUNK <= len(sizes):
+        rows = file.read(_CHUNK * _ROW_BYTES)
+        if len(rows) < _CHUNK * _ROW_BYTES or file.read(_SUM_BYTES) != _sum(rows, done):
+            break
+        sizes[done : done + _CHUNK] = np.frombuffer(rows, np.int32).reshape(-1, 2)
+        done, end = done + _CHUNK, file.tell()
+    file.truncate(end)
     if not same:
         file.write(digest)
     return done
+
+
+def _sum(rows: bytes, start: int) -> bytes:
+    """Return the checksum of the rows of a chunk that starts with image `start`."""
+    return zlib.crc32(rows, start & 0xFFFFFFFF).to_bytes(_SUM_BYTES, "little")
 
 
 def _size(listing: Listing, sample: int) -> tuple[int, int]:

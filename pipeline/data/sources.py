@@ -5,6 +5,7 @@ Not here: reading images (`scan`), and packs of our own, which bring an index (`
 
 import csv
 import io
+import os
 import posixpath
 import tarfile
 from collections.abc import Iterator
@@ -15,14 +16,16 @@ import numpy as np
 from tqdm import tqdm
 
 from pipeline.data import image
+from pipeline.data.archive import open_tar
 from pipeline.data.scan import Listing, some, walk
 from pipeline.errors import DataError
+from pipeline.files import open_regular, read_bytes
 from pipeline.units import count
 
 
 def exists(folder: Path) -> bool:
     """Tell whether there is anything that lists the images of a split."""
-    return folder.is_dir() or folder.with_suffix(".csv").is_file()
+    return folder.is_dir() or _is_list(folder.with_suffix(".csv"))
 
 
 def find(folder: Path) -> Listing:
@@ -33,12 +36,17 @@ def find(folder: Path) -> Listing:
         OSError: if a folder or file can't be read.
     """
     table = folder.with_suffix(".csv")
-    if table.is_file():
+    if _is_list(table):
         return read_csv(table)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; data.root needs train/<class>/* and val/<class>/*")
     tars = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
     return read_tars(folder, tars) if tars else walk(folder)
+
+
+def _is_list(table: Path) -> bool:
+    """Tell whether a list is meant: a pipe or device of its name is one, and refused when it is read."""
+    return table.exists() and not table.is_dir()
 
 
 def read_csv(table: Path) -> Listing:
@@ -65,7 +73,7 @@ def read_csv(table: Path) -> Listing:
 def _read_rows(table: Path) -> tuple[list[str], list[str]]:
     names: list[str] = []
     labels: list[str] = []
-    with table.open(newline="", encoding="utf-8-sig") as file:
+    with os.fdopen(open_regular(table), newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
         missing = {"path", "label"} - set(rows.fieldnames or ())
         if missing:
@@ -130,12 +138,16 @@ def read_tars(folder: Path, tars: list[Path]) -> Listing:
 
 
 def _class_names(table: Path, largest: int) -> list[str]:
-    if not table.is_file():
+    if not table.exists():
         if largest >= _MOST_CLASSES:
             raise DataError(f"{table.parent}: there is a label {largest}, which is no class's number; mend the .cls files")
         return [str(label) for label in range(largest + 1)]
     try:
-        classes = [name for name in table.read_text(encoding="utf-8").split("\n") if name.strip()]
+        classes = [
+            name
+            for name in read_bytes(table, _MOST_CLASSES * 256).decode("utf-8").replace("\r\n", "\n").split("\n")
+            if name.strip()
+        ]
     except UnicodeDecodeError as error:
         raise DataError(f"{table}: is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
     if largest >= len(classes):
@@ -149,12 +161,12 @@ def _read_tar(number: int, path: Path) -> Iterator[_Member]:
     end = 0
     try:
         # Only plain tars: where bytes are in a compressed one is of no use.
-        with tarfile.open(path, "r:") as tar:
+        with open_tar(path) as tar:
             for member in tar:
                 end = member.offset_data + (-(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE if member.isreg() else 0)
                 if member.isreg():
                     _sort_in(path, tar, member, images, labels)
-        _check_end(path, end)
+            _check_end(path, end)
     except tarfile.TarError as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{path}: not a whole, uncompressed tar ({reason}); copy it again, or unpack it") from error

@@ -80,6 +80,8 @@ def stage(source: str, target: Path) -> Staged:
             return _stage(source, (fs, base), target, waited)
     except PipelineError:
         raise
+    except store.DamagedError as error:
+        raise DataError(f"staging {source}: the index of this pack is broken ({error}); make the pack again") from error
     except FileNotFoundError as error:
         raise DataError(f"staging {source}: {error.filename or base}: no such file or folder; check the address") from error
     except OSError as error:
@@ -235,7 +237,7 @@ def _length(fs: Any, address: str) -> int:
 
 def _pack_files(metas: dict[str, bytes]) -> Iterator[str]:
     for split, meta in metas.items():
-        yield from (f"{split}/{name}" for name in json.loads(meta)["shards"])
+        yield from (f"{split}/{name}" for name in store.parse(meta).shards)
         yield from (f"{split}/{store.IN_PACK}/{name}.npy" for name in store.PACK_ARRAYS)
         yield f"{split}/{store.IN_PACK}/meta.json"
 

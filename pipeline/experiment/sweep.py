@@ -16,6 +16,7 @@ import yaml
 from pipeline import cpus
 from pipeline.config import load
 from pipeline.errors import ConfigError, Stopped, TrainingError
+from pipeline.files import read_bytes
 from pipeline.train.children import Children
 
 _ENDS = {0: "done", Stopped.exit_code: "stopped"}
@@ -36,12 +37,12 @@ def read(path: Path) -> Sweep:
         ConfigError: if the file, or a run's configuration, can't be used.
     """
     try:
-        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content: Any = yaml.safe_load(read_bytes(path).decode("utf-8"))
         runs = {str(name): tuple(map(str, overrides)) for name, overrides in content["runs"].items()}
         sweep = Sweep(path.parent / str(content["config"]), runs)
     except OSError as error:
         raise ConfigError(f"{path}: can't read the experiment: {error.strerror}; check the path") from error
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path}: must have `config:`, a file, and `runs:`, lists of overrides by name") from error
     for name, overrides in sweep.runs.items():
         try:

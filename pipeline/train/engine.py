@@ -21,7 +21,7 @@ from pipeline.train import finetune
 from pipeline.train.checkpoint import Store
 from pipeline.train.evaluate import evaluate, views
 from pipeline.train.examine import Watch
-from pipeline.train.metrics import Late, Sums, batch_sums, score
+from pipeline.train.metrics import Late, Sums, batch_sums, no_sums, score
 from pipeline.train.preemption import StopFlag
 from pipeline.train.state import State
 from pipeline.units import Duration
@@ -49,7 +49,7 @@ def fit(state: State, store: Store, flag: StopFlag, listener: Listener) -> None:
     Raises:
         Stopped: on every rank, with the state saved, if any rank was asked to stop.
         TrainingError: on every rank, if the loss is no longer finite.
-        DataError: on the rank that met an image it can't decode.
+        DataError: on every rank, if more images can't be read than `data.max_bad_fraction` allows.
     """
     cfg, plan, world, late = state.cfg, state.plan, state.world, Late(state.world)
     state.network.train()
@@ -67,7 +67,7 @@ def fit(state: State, store: Store, flag: StopFlag, listener: Listener) -> None:
             sums = train_step(state, stream)
             state.step += 1
             with state.clock.measure("step_s"):  # on a GPU this is where the host waits for it
-                arrived = late.push(state.step, sums, flag.asked(state.step))
+                arrived = late.push(state.step, sums, flag.asked(state.step), len(state.dataset.bad_train.news))
             stop = _read(state, arrived, listener)
             if stop or _is_boundary(state):
                 with state.clock.measure("step_s"):
@@ -83,10 +83,10 @@ def fit(state: State, store: Store, flag: StopFlag, listener: Listener) -> None:
 
 
 def train_step(state: State, stream: Iterator[Batch]) -> Tensor:
-    """Do one optimiser step over this rank's micro-batches; return their sums, float64 [5] on the device."""
+    """Do one optimiser step over this rank's micro-batches; return their sums, float64 [6] on the device."""
     plan, clock = state.plan, state.clock
     optim.set_lr(state.optimizer, state.lr(state.step))
-    total = torch.zeros(5, dtype=torch.float64, device=state.world.device)
+    total = no_sums(state.world)
     for micro in range(plan.accumulation):
         with clock.measure("data_s"):
             batch = next(stream)
@@ -162,6 +162,8 @@ def _read(state: State, arrived: tuple[int, Sums] | None, listener: Listener) ->
         raise TrainingError(
             f"the loss is not finite at step {step}; lower optim.lr, lengthen schedule.warmup, or use train.precision=fp32"
         )
+    if sums.bad:
+        state.dataset.bad_train.share(state.world)
     state.window += sums
     listener.on_step(state, step, sums)
     if step % state.plan.log_every == 0 or step == state.plan.total_steps:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pipeline.config.schema import Eval
 from pipeline.data.loader import Batch, Normalize
 from pipeline.errors import DataError
-from pipeline.train.metrics import Sums, batch_sums
+from pipeline.train.metrics import Sums, batch_sums, no_sums
 from pipeline.world import World
 
 
@@ -53,7 +53,7 @@ def evaluate(
     """
     training = [m for m in model.modules() if m.training]
     model.eval()
-    total = torch.zeros(5, dtype=torch.float64, device=world.device)
+    total = no_sums(world)
     for batch in batches:
         with torch.autocast(world.device.type, dtype=autocast, enabled=autocast is not None):
             logits = model(normalize(batch.images))

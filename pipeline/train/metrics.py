@@ -4,7 +4,7 @@ Never averages of averages: counts and sums are added up, and divided once.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -17,13 +17,17 @@ TOP_K = 5
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums over images: of the loss, of those ranked first and within the first five, their number, and stop requests."""
+    """Sums over images: of the loss, of those ranked first and within the first five, their number.
+
+    And over ranks: of requests to stop, and of bad images that were met.
+    """
 
     loss: float
     top1: float
     top5: float
     count: float
     stop: float = 0.0
+    bad: float = 0.0
 
     def __add__(self, other: "Sums") -> "Sums":
         """Add up two disjoint sets of images."""
@@ -35,8 +39,13 @@ class Sums:
         return {"loss": self.loss / n, "top1": self.top1 / n, "top5": self.top5 / n}
 
 
+def no_sums(world: World) -> Tensor:
+    """Return float64 [6] zeros on the device, in the order of `Sums`."""
+    return torch.zeros(len(fields(Sums)), dtype=torch.float64, device=world.device)
+
+
 def batch_sums(logits: Tensor, labels: Tensor, loss_sum: Tensor | None = None) -> Tensor:
-    """Return float64 [5] on the device: loss, top-1, top-5, images, zero; see `Sums`.
+    """Return float64 [6] on the device: loss, top-1, top-5, images, and two zeros; see `Sums`.
 
     Args:
         logits: [batch, classes].
@@ -49,7 +58,8 @@ def batch_sums(logits: Tensor, labels: Tensor, loss_sum: Tensor | None = None) -
     ranked = logits.topk(min(TOP_K, logits.shape[1]), dim=1).indices == labels[:, None]
     top1, top5 = ranked[:, 0].sum(), ranked.any(1).sum()
     count = torch.full_like(top1, labels.shape[0])
-    return torch.stack([x.to(torch.float64) for x in (loss_sum.detach(), top1, top5, count, torch.zeros_like(top1))])
+    zero = torch.zeros_like(top1)
+    return torch.stack([x.to(torch.float64) for x in (loss_sum.detach(), top1, top5, count, zero, zero)])
 
 
 def score(val: Mapping[str, float]) -> float:
@@ -64,13 +74,15 @@ class Late:
         self._world = world
         self._pending: tuple[int, Callable[[], Tensor]] | None = None
 
-    def push(self, step: int, sums: Tensor, stop: bool) -> tuple[int, Sums] | None:
-        """Start reducing the sums of the step that makes `step` steps done, with this rank's wish to stop.
+    def push(self, step: int, sums: Tensor, stop: bool, bad: int = 0) -> tuple[int, Sums] | None:
+        """Start reducing the sums of the step that makes `step` steps done, with this rank's wish to stop and new bad images.
 
         Returns what `pop` returns: the step before, which has had a whole step of time to arrive.
         """
         if stop:
-            sums[-1] = 1.0
+            sums[4] = 1.0
+        if bad:
+            sums[5] = bad
         before = self.pop()
         self._pending = step, self._world.sum_later(sums)
         return before

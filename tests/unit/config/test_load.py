@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -205,3 +206,32 @@ def test_members_of_a_union_speak_of_a_value_together() -> None:
             ConfigError, match=rf"^command line: batch.global: must be 'auto' or a valid integer, not '{value}'$"
         ):
             load(None, [f"batch.global={value}"])
+
+
+def odd_files(tmp_path: Path) -> list[tuple[Path, str]]:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "large.yaml").write_bytes(b"#" * (2 << 20))
+    return [
+        (Path("/dev/zero"), "not a regular file"),
+        (tmp_path / "pipe.yaml", "not a regular file"),
+        (tmp_path / "large.yaml", "larger than 1 MiB"),
+        (tmp_path, "not a regular file"),
+    ]
+
+
+def test_a_device_a_pipe_or_a_large_file_is_refused_at_once_as_a_config_and_as_a_base(tmp_path: Path) -> None:
+    for path, said in odd_files(tmp_path):
+        base = write(tmp_path / "config.yaml", f"base: {path}\n")
+        for file in (path, base):
+            (line,) = problems(file)
+            assert line.startswith(f"{path}: can't read the config: {said}")
+
+
+@pytest.mark.parametrize("start", ["{p: 1, q: 2}", "[1, 2]"])
+def test_aliases_that_stand_for_billions_of_values_are_refused(start: str, tmp_path: Path) -> None:
+    lines = [f"a0: &a0 {start}"]
+    for n in range(1, 40):
+        both = f"*a{n - 1}, r: *a{n - 1}" if "{" in start else f"*a{n - 1}, *a{n - 1}"
+        lines.append(f"a{n}: &a{n} " + (f"{{q: {both}}}" if "{" in start else f"[{both}]"))
+    (line,) = problems(write(tmp_path / "bomb.yaml", "\n".join(lines)))
+    assert "bomb.yaml: its aliases stand for over 100,000 values" in line

@@ -1,13 +1,19 @@
 """CIFAR-10's archives, generated here in the layouts of the published ones."""
 
+import gzip
 import io
+import os
 import pickle
 import struct
 import tarfile
+import tempfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.config import load
@@ -99,7 +105,9 @@ def test_a_pickle_is_never_run(tmp_path: Path) -> None:
 def test_other_files_are_refused(tmp_path: Path) -> None:
     text = tmp_path / "text.tar.gz"
     text.write_text("no archive")
-    with pytest.raises(DataError, match="can't be read as a .tar.gz .it is none, or is cut short or damaged.; check"):
+    with pytest.raises(
+        DataError, match="can't be read as a .tar.gz .it is none, or is cut short, damaged or too large.; check"
+    ):
         cifar10.write(text, tmp_path / "root")
     with pytest.raises(DataError, match="holds no CIFAR-10"):
         cifar10.write(archive(tmp_path / "other.tar.gz", {"readme": b"hello"}), tmp_path / "root")
@@ -158,3 +166,82 @@ def test_a_label_below_zero_is_damage(tmp_path: Path) -> None:
     path = archive(tmp_path / "cifar.tar.gz", {"test_batch": python3(images(1, 2)[0], [3, -1])})
     with pytest.raises(DataError, match="test_batch is damaged .2 images, but 2 labels from -1 to 3"):
         cifar10.write(path, tmp_path / "root")
+
+
+def bomb(path: Path, *members: tuple[str, int, bytes]) -> Path:
+    """Write members whose headers claim a size, whatever follows them."""
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        for name, size, data in members:
+            info = tarfile.TarInfo(name)
+            info.size, info.type = size, tarfile.XHDTYPE if name == "header" else tarfile.REGTYPE
+            file.write(info.tobuf(tarfile.GNU_FORMAT) + data)
+    return path
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        [("data_batch_1", 100 << 20, bytes(100 << 20))],
+        [("junk", 100 << 20, bytes(100 << 20)), ("data_batch_1", 1 << 40, b"")],
+        [("junk", 1 << 40, bytes(1000))],
+        [("header", 3 << 30, bytes(80 << 20))],
+        [("junk", (1 << 63) - 1, b"")],
+    ],
+    ids=["batch", "second", "other file", "extended header", "largest"],
+)
+def test_a_bomb_is_refused_before_it_is_unpacked(members: list[tuple[str, int, bytes]], tmp_path: Path) -> None:
+    path = bomb(tmp_path / "bomb.tar.gz", *members)
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"bomb.tar.gz: can't be read as a .tar.gz \(it is none, .* or too large\); check"):
+        cifar10.write(path, tmp_path / "root")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 32 << 20
+    assert not (tmp_path / "root").exists()
+
+
+def test_a_pickle_of_millions_of_values_is_refused(tmp_path: Path) -> None:
+    path = archive(tmp_path / "many.tar.gz", {"data_batch_1": b"N" * 210_000})
+    with pytest.raises(DataError, match="data_batch_1 is damaged .far too many values in it"):
+        cifar10.write(path, tmp_path / "root")
+
+
+def test_a_pipe_or_a_device_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.tar.gz")
+    for path in (tmp_path / "pipe.tar.gz", Path("/dev/zero")):
+        with pytest.raises(DataError, match=f"^{path}: can't be read as a .tar.gz .not a regular file.; check"):
+            cifar10.write(path, tmp_path / "root")
+
+
+def plain() -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for name, data in whole().items():
+            info = tarfile.TarInfo(f"ünïcode/{name}")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+SMALL = plain()
+
+
+@given(seed=st.integers(0, 2**32 - 1), how=st.sampled_from(["flip", "cut", "zero"]))
+def test_any_damage_of_an_archive_is_one_line_or_changes_nothing(seed: int, how: str) -> None:
+    rng = np.random.default_rng(seed)
+    data = bytearray(SMALL)
+    at = int(rng.integers(1, len(data)))
+    if how == "flip":
+        data[at] ^= 1 << int(rng.integers(8))
+    elif how == "zero":
+        data[at : at + 512] = bytes(len(data[at : at + 512]))
+    else:
+        del data[at:]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "a.tar")
+        path.write_bytes(data)
+        try:
+            assert cifar10.write(path, Path(folder, "root")) == 18
+        except DataError as error:
+            assert "\n" not in str(error) and str(error).startswith(str(path))
+            assert [entry.name for entry in Path(folder).iterdir()] == ["a.tar"]

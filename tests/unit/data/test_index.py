@@ -65,7 +65,8 @@ def test_an_index_is_opened_by_mmap_and_not_made_again(small: Path, tmp_path: Pa
     cache = tmp_path / "cache"
     build(small, "train", cache)
     place = kept(cache)
-    np.save(place / "labels.npy", np.array([1, 1, 1, 0, 0, 1], np.int32))
+    np.save(place / "labels.npy", np.array([1, 1, 1, 0, 0, 1], np.uint8))
+    store.seal(place, json.loads((place / "meta.json").read_text()))
     index = open_index(small, "train", cache)
     assert index.labels.tolist() == [1, 1, 1, 0, 0, 1]
     assert all(isinstance(array.base, np.memmap) for array in (index.names, index.offsets, index.labels, index.widths))
@@ -301,7 +302,7 @@ def test_two_who_index_at_once_don_t_mix_their_sizes(small: Path, tmp_path: Path
     monkeypatch.setattr(image, "read_size", second_starts)
     sizes = scan.read_sizes(listing, partial)
     assert np.array_equal(sizes, inner[1])
-    assert partial.stat().st_size == 32 + 6 * 8  # a digest, and each image's size once
+    assert partial.stat().st_size == 32 + 3 * (2 * 8 + 4)  # a digest, and each image's size once, in chunks with checksums
 
 
 def test_a_full_disk_without_words_is_named(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -218,8 +218,9 @@ def test_quarantine_stops_the_run_with_a_list_when_it_is_too_large(
     cfg = small_config(f"data.executor={executor}", "data.max_bad_fraction=0.2")
     data = open_dataset(cfg, World())
     spoil(small, "cat/1.jpg", "dog/0.jpg")
+    list(train_loader(cfg, plan_for(cfg, data, World()), World(), data, 0))
     with pytest.raises(DataError) as failed:
-        list(train_loader(cfg, plan_for(cfg, data, World()), World(), data, 0))
+        data.bad_train.share(World())
     assert f"{small / 'train'}: 2 images of 6 can't be read: {small / 'train'}" in str(failed.value)
     assert str(failed.value).endswith("or raise data.max_bad_fraction")
 
@@ -232,8 +233,9 @@ def test_a_run_with_too_many_bad_images_stops_again_until_they_are_mended(
     data = open_dataset(cfg, World())
     data.remember_bad(tmp_path / "bad.tsv", World())
     spoil(small, "cat/1.jpg", "dog/0.jpg")
+    list(train_loader(cfg, plan_for(cfg, data, World()), World(), data, 0))
     with pytest.raises(DataError, match="2 images of 6"):
-        list(train_loader(cfg, plan_for(cfg, data, World()), World(), data, 0))
+        data.bad_train.share(World())
     with pytest.raises(DataError, match="2 images of 6 can't be read: cat/1.jpg"):
         open_dataset(cfg, World()).remember_bad(tmp_path / "bad.tsv", World())
     (small / "train" / "dog" / "0.jpg").write_bytes(whole)
@@ -242,8 +244,10 @@ def test_a_run_with_too_many_bad_images_stops_again_until_they_are_mended(
     again = open_dataset(cfg, World())
     again.remember_bad(tmp_path / "bad.tsv", World())
     again.bad_train.learn({4: "torn"})  # the two that were mended do not count
+    again.bad_train.share(World())
+    again.bad_train.learn({5: "torn"})
     with pytest.raises(DataError, match="2 images of 6 can't be read"):
-        again.bad_train.learn({5: "torn"})
+        again.bad_train.share(World())
 
 
 def test_a_run_s_file_whose_last_line_was_cut_off_is_gone_on_with(
@@ -319,3 +323,42 @@ def test_a_list_of_other_images_is_told_of(
     open_dataset(small_config(f"data.quarantine={tmp_path / 'bad.tsv'}"), World())
     text = capsys.readouterr().err
     assert text == f"warning: data.quarantine: {tmp_path / 'bad.tsv'} lists 1 image that train lacks: 'no/such.jpg'\n"
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_a_bad_image_counts_in_the_step_that_it_belongs_to_however_far_the_executor_works_ahead(
+    executor: str, small: Path, small_config: Callable[..., Config], plan_for: PlanFor, tmp_path: Path
+) -> None:
+    counts = []
+    data = open_dataset(small_config(), World())
+    spoil(small, "cat/1.jpg", "dog/2.jpg")
+    for size, prefetch in ((1, 1), (1, 5), (2, 4)):
+        cfg = small_config(f"data.executor={executor}", f"data.prefetch={prefetch}")
+        found: list[set[int]] = [set() for _ in range(9)]
+        for rank in range(size):
+            world = World(rank=rank, size=size)
+            bad, file = Quarantine(data.train, "train", 0.5), tmp_path / f"{size} {prefetch} {rank}.tsv"
+            bad.attach(file)
+            again = replace(data, bad_train=bad)
+            loader = train_loader(cfg, plan_for(cfg, again, world), world, again, 0)
+            for number, _ in enumerate(loader):
+                found[number * size // 2] |= bad.news.keys()
+                assert bad.count() == len(bad.news) == (len(read(file)) if file.exists() else 0)
+            loader.close()
+        counts.append([sorted(set().union(*found[: step + 1])) for step in range(9)])
+    assert counts[0] == counts[1] == counts[2]
+    assert counts[0][0] != counts[0][-1] == [1, 5]
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_a_rank_whose_images_are_all_gone_gets_to_the_end_of_its_step(
+    executor: str, small: Path, small_config: Callable[..., Config], plan_for: PlanFor
+) -> None:
+    cfg = small_config(f"data.executor={executor}", "data.max_bad_fraction=0.2")
+    data = open_dataset(cfg, World())
+    spoil(small, *(f"{name}/{number}.jpg" for name in ("cat", "dog") for number in range(3)))
+    batches = list(train_loader(cfg, plan_for(cfg, data, World()), World(), data, 0))
+    assert len(batches) == 18 and all(batch.images.shape == (1, 3, 32, 32) for batch in batches)
+    with pytest.raises(DataError, match="6 images of 6 can't be read"):
+        data.bad_train.share(World())
+    assert data.bad_train.news == {}

@@ -68,6 +68,8 @@ def test_bad_files_and_failed_runs_are_one_line(tmp_path: Path) -> None:
     file.write_text("config: base.yaml\nruns: {a: [optim.lrr=3]}\n")
     with pytest.raises(ConfigError, match="runs: a: command line: optim.lrr: unknown key; did you mean optim.lr"):
         sweep.read(file)
+    with pytest.raises(ConfigError, match="^/dev/zero: can't read the experiment: not a regular file"):
+        sweep.read(Path("/dev/zero"))
     broken = sweep.Sweep(tmp_path / "missing.yaml", {"a": ()})
     with pytest.raises(TrainingError, match="a: ended with exit code 2"):
         sweep.carry_out(broken, tmp_path / "out", (), lambda line: None)

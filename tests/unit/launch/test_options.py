@@ -98,6 +98,11 @@ def test_one_line_of_set_up_may_stand_alone(tmp_path: Path) -> None:
     assert options(site, {}).setup == ("ulimit -n 4096",)
 
 
+def test_a_site_file_that_is_a_device_is_refused_at_once() -> None:
+    with pytest.raises(ConfigError, match="^/dev/zero: not a readable YAML file: not a regular file$"):
+        options(Path("/dev/zero"), {})
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -92,6 +92,8 @@ def test_a_list_file(tmp_path: Path) -> None:
         path.write_bytes(text)
         with pytest.raises(ConfigError, match=f"{n} members; a sweep has 1 to 1000"):
             sweep.listed(path)
+    with pytest.raises(ConfigError, match="^/dev/zero: not a list of members .not a regular file.; write lines"):
+        sweep.listed(Path("/dev/zero"))
 
 
 def test_a_folder_holds_one_sweep(tmp_path: Path) -> None:
