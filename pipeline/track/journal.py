@@ -271,6 +271,12 @@ def _flaw_of_run(record: Record) -> str | None:
     return None
 
 
+def _flaw_of_status(record: Record) -> str | None:
+    if record["status"] not in _STATUSES:
+        return f"status is none of {', '.join(_STATUSES)}"
+    return None if _is_number(record.get("step") or 0) else "step is not a number"
+
+
 def _flaw_of_file(record: Record) -> str | None:
     if Path(record["path"]).is_absolute() or ".." in Path(record["path"]).parts:
         return "path leads out of the run's directory"
@@ -284,7 +290,7 @@ def _flaw_of_file(record: Record) -> str | None:
 
 _MORE: dict[str, Callable[[Record], str | None]] = {
     "run": _flaw_of_run,
-    "status": lambda record: None if record["status"] in _STATUSES else f"status is none of {', '.join(_STATUSES)}",
+    "status": _flaw_of_status,
     "metrics": _flaw_of_metrics,
     "artifact": _flaw_of_file,
     "model": _flaw_of_file,

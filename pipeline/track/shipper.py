@@ -1,235 +1,32 @@
 """Bring a run's journal into MLflow exactly once, in the background of a training or afterwards.
 
-It must neither make the training wait nor raise into it. Not here: MLflow's own calls (`pipeline.track.tracker`).
+It must neither make the training wait nor raise into it. Not here: what is shipped (`pipeline.track.delivery`).
 """
 
 import logging
-import math
 import threading
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config.schema import Track
 from pipeline.errors import PipelineError, UsageError
-from pipeline.output import printable
 from pipeline.redact import redact
-from pipeline.track.cursor import CURSOR, Cursor, Piece, aside, pieces
-from pipeline.track.journal import JOURNAL, Record, read
-from pipeline.track.lock import FileLock
-from pipeline.track.refusal import one_line, unreachable
+from pipeline.track.cursor import Cursor
+from pipeline.track.delivery import Delivery, failure, first_run
+from pipeline.track.journal import JOURNAL, Record
+from pipeline.track.refusal import one_line
 from pipeline.track.runs import read_run
-from pipeline.track.tracker import UPLOAD_TIMEOUT_S, Tracker, set_environment
-from pipeline.track.uri import sqlite_path, tracking_uri
+from pipeline.track.tracker import set_environment
+from pipeline.track.uri import tracking_uri
 
 __all__ = ["Shipper", "SyncResult", "first_run", "sync", "tracking_uri"]
 _log = logging.getLogger(__name__)
 _POLL_S = 1.0
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 30.0
-_HEARTBEAT_S = 60.0
 _SILENT_S = 5.0
 _SLOW_S = 60.0
-_NAMED = 100
-"""Refused tags, params and metrics that a run names; there may be more."""
-
-
-class _Delivery:
-    """One journal on its way into one MLflow run, from where the cursor file says that the last process came to.
-
-    With `guest`, the run keeps the store that it is at home in, if it ever got there, and this one has a cursor of its own.
-    """
-
-    def __init__(self, run_dir: Path, uri: str, experiment: str, *, guest: bool = False) -> None:
-        self.run_dir, self.uri, self.shipped = run_dir, uri, 0
-        self._guest, self._file = guest, CURSOR
-        self._remote = sqlite_path(uri) is None
-        self._journal = run_dir / JOURNAL
-        self._lock = FileLock(run_dir / f"{CURSOR}.lock")
-        self._locked = False
-        self._tracker: Tracker | None = None
-        self._first: Record | None = None
-        self._next_heartbeat = 0.0
-        self._moved = math.inf
-        self.cursor = Cursor(redact(uri), experiment)
-
-    def advance(self, stop: Callable[[], bool] = lambda: False, *, again: bool = True) -> None:
-        """Ship what stands complete in the journal, or up to the piece at which `stop` says so.
-
-        With `again`, try once more what the store has refused to take.
-
-        Raises:
-            Exception: what MLflow and the file system raise; calling again goes on where it failed.
-        """
-        self._begin()
-        self._first = record = self._first or first_run(self._journal)
-        if record is None:
-            return
-        self._note_progress()
-        if self._tracker is None:
-            tracker = Tracker(self.uri, self.cursor.experiment)
-            self._check(tracker, record)
-            self._tracker = tracker  # only now: what fails above is done again
-        if self.cursor.run_id is None:
-            self._keep(replace(self.cursor, run_id=self._tracker.find_or_start(record)))
-        if again:
-            self._settle(self._tracker)
-            self._retry(self._tracker)
-        for piece in pieces(self._journal, self.cursor.offset, self.cursor.high_water):
-            self._ship(self._tracker, piece)
-            self._keep(self.cursor.after(piece))
-            self.shipped += len(piece.points)
-            self._note_progress()
-            if stop():
-                return
-
-    @property
-    def silent_s(self) -> float:
-        """Seconds since a server answered last, or should have; negative while nothing is under way with one."""
-        return time.monotonic() - self._moved
-
-    def _note_progress(self, patience_s: float = 0.0) -> None:
-        if self._remote:
-            self._moved = time.monotonic() + patience_s
-
-    def rest(self) -> None:
-        """Note that nothing is under way."""
-        self._moved = math.inf
-
-    def heartbeat(self) -> None:
-        """Tell MLflow, once a minute at most, that the run lives.
-
-        Raises:
-            Exception: what MLflow raises.
-        """
-        if self._tracker is None or self.cursor.run_id is None or time.monotonic() < self._next_heartbeat:
-            return
-        self._tracker.heartbeat(self.cursor.run_id)
-        if self._tracker.unsure:
-            self._settle(self._tracker)
-        self._next_heartbeat = time.monotonic() + _HEARTBEAT_S
-
-    def set_status(self, record: Record) -> None:
-        """Give the MLflow run, once made, a status that stands in no journal."""
-        if self._tracker is not None and self.cursor.run_id is not None:
-            self._tracker.status(self.cursor.run_id, record)
-
-    def end(self) -> None:
-        """Let others ship this journal."""
-        self._lock.release()
-        self._locked = False
-
-    def _begin(self) -> None:
-        """Take the right to ship, and with it the cursor as its last holder left it."""
-        if self._locked:
-            return
-        if not self._lock.acquire(wait=False):
-            raise UsageError(
-                f"{self.run_dir}: {self._lock.holder()} is bringing this run into MLflow; leave it to that process"
-            )
-        self._locked = True
-        saved = Cursor.load(self.run_dir)
-        if self._guest and saved is not None and saved.run_id is not None and saved.uri != self.cursor.uri:
-            self._file = aside(self.cursor.uri)
-            saved = Cursor.load(self.run_dir, self._file)
-        if saved is not None and (saved.uri, saved.experiment) == (self.cursor.uri, self.cursor.experiment):
-            # What MLflow has stays counted even where a power cut has taken it from the journal.
-            self.cursor = saved if saved.fits(self._journal) else replace(saved, offset=0)
-
-    def _check(self, tracker: Tracker, record: Record) -> None:
-        """Begin anew where the store has lost the run that the cursor tells of, as one made afresh or from a backup has."""
-        if self.cursor.run_id is None:
-            return
-        state = tracker.state(self.cursor.run_id, record["uid"])
-        if state == "deleted":
-            raise UsageError(
-                f"{self.run_dir}: its run is deleted in {redact(self.uri)}; bring it back with "
-                f"`mlflow runs restore --run-id {self.cursor.run_id}`"
-            )
-        if state == "missing":
-            self.cursor = Cursor(self.cursor.uri, self.cursor.experiment)
-
-    def _settle(self, tracker: Tracker) -> None:
-        """Remove the runs that the store has made beside this one, since it answered too late to the request for it."""
-        if self._first is not None:
-            tracker.settle(self._first["uid"], self.cursor.run_id)
-
-    def settle(self) -> None:
-        """Note where a run that has been nowhere belongs, before MLflow has answered: `sync` then knows it.
-
-        Raises:
-            OSError: if the directory can't be written.
-        """
-        if Cursor.load(self.run_dir) is None:
-            self._keep(self.cursor)
-
-    def _keep(self, cursor: Cursor) -> None:
-        try:
-            cursor.save(self.run_dir, self._file)
-        except OSError as error:
-            raise UsageError(f"{self.run_dir / self._file}: can't write: {error.strerror}; make room, or remove it") from error
-        self.cursor = cursor
-
-    def _ship(self, tracker: Tracker, piece: Piece) -> None:
-        run_id, event = str(self.cursor.run_id), piece.event
-        tracker.points(run_id, piece.points)
-        kind = event["kind"] if event else ""
-        if event is None:
-            pass
-        elif kind == "run":
-            tracker.describe(run_id, event, self.run_dir)
-        elif kind == "status":
-            tracker.status(run_id, event)
-        elif kind == "warning":
-            tracker.warn(run_id, event)
-        else:
-            reason = self._upload(tracker, event)
-            if reason is not None and all(event != there["event"] for there in self.cursor.failed):
-                self._note(tracker, [*self.cursor.failed, {"event": event, "reason": reason}])
-        if tracker.refused:
-            self._note_refused(tracker)
-
-    def _upload(self, tracker: Tracker, event: Record) -> str | None:
-        """Store a file, a folder or a model; return why the store does not take it: that must not hold up all the rest."""
-        run_id = str(self.cursor.run_id)
-        self._note_progress(UPLOAD_TIMEOUT_S)
-        try:
-            if event["kind"] == "model":
-                tracker.model(run_id, event, self.run_dir)
-            else:
-                tracker.artifact(run_id, event, self.run_dir)
-        except Exception as error:
-            if unreachable(error):
-                raise
-            tracker.heartbeat(run_id)  # raises where it is the whole store that fails: that passes
-            return one_line(error)
-        return None
-
-    def _retry(self, tracker: Tracker) -> None:
-        if not self.cursor.failed:
-            return
-        tried = [there | {"reason": self._upload(tracker, there["event"])} for there in self.cursor.failed]
-        self._note(tracker, [there for there in tried if there["reason"] is not None])
-        self._keep(self.cursor)
-
-    def _note(self, tracker: Tracker, failed: list[Record]) -> None:
-        self.cursor = replace(self.cursor, failed=failed)
-        self._tell(tracker)
-
-    def _note_refused(self, tracker: Tracker) -> None:
-        """Name what the store refuses for good: it is left out, and what comes behind it is not."""
-        new = {what: reason for what, reason in tracker.refused.items() if what not in self.cursor.refused}
-        for what, reason in new.items():
-            _log.warning("tracking: %s refuses %s: %s; it is left out", redact(self.uri), printable(what), printable(reason))
-        kept = [*self.cursor.refused.items(), *new.items()][:_NAMED]
-        self.cursor = replace(self.cursor, refused=dict(kept))
-        self._tell(tracker)
-        tracker.refused.clear()
-
-    def _tell(self, tracker: Tracker) -> None:
-        refused = [f"{what} ({reason})" for what, reason in self.cursor.refused.items()]
-        tracker.failed(str(self.cursor.run_id), [*map(_failure, self.cursor.failed), *refused])
 
 
 class Shipper:
@@ -241,7 +38,7 @@ class Shipper:
 
     def __init__(self, run_dir: Path, uri: str, experiment: str) -> None:
         """Touch neither MLflow nor the network yet; `start` does, in the background, and needs the journal to be there."""
-        self._delivery = _Delivery(run_dir, uri, experiment)
+        self._delivery = Delivery(run_dir, uri, experiment)
         self._closing = threading.Event()
         self._abandoned = threading.Event()
         self._drained = False
@@ -332,7 +129,7 @@ class Shipper:
         self._lost = False
         if self._delivery.cursor.failed and not self._told:
             self._told = True
-            reason = _failure(self._delivery.cursor.failed[0])
+            reason = failure(self._delivery.cursor.failed[0])
             _log.warning("tracking: %s does not take %s; the rest goes on, and `sync` tries this again", shown, reason)
         return True
 
@@ -364,7 +161,7 @@ def sync(run_dir: Path, uri: str | None = None, experiment: str | None = None) -
         saved = Cursor.load(run_dir)
         experiment = saved.experiment if saved else record["config"].get("track.experiment", "default")
     set_environment()
-    delivery = _Delivery(run_dir, place, experiment, guest=uri is not None)
+    delivery = Delivery(run_dir, place, experiment, guest=uri is not None)
     try:
         _in_time(delivery)
         run = read_run(run_dir, whole=False)
@@ -379,13 +176,13 @@ def sync(run_dir: Path, uri: str | None = None, experiment: str | None = None) -
     if delivery.cursor.failed:
         failed = delivery.cursor.failed
         raise UsageError(
-            f"{redact(place)}: {len(failed)} of the run's files not stored, the rest is: {_failure(failed[0])}; "
+            f"{redact(place)}: {len(failed)} of the run's files not stored, the rest is: {failure(failed[0])}; "
             "mend that and sync again"
         )
     return SyncResult(run_dir, redact(place), experiment, str(delivery.cursor.run_id), delivery.shipped)
 
 
-def _in_time(delivery: _Delivery) -> None:
+def _in_time(delivery: Delivery) -> None:
     """Ship in a thread, which is left behind if the store never completes an answer.
 
     Raises:
@@ -410,15 +207,6 @@ def _in_time(delivery: _Delivery) -> None:
         raise raised[0]
 
 
-def first_run(journal: Path) -> Record | None:
-    """Return the record that a run begins with, None if it died before.
-
-    Raises:
-        OSError: if the journal can't be read.
-    """
-    return next((record for record, _ in read(journal) if record["kind"] == "run"), None)
-
-
 def _run_to_sync(run_dir: Path) -> Record:
     try:
         found = first_run(run_dir / JOURNAL)
@@ -439,8 +227,3 @@ def _place(run_dir: Path, record: Record, uri: str | None) -> str:
     if saved is not None:
         return tracking_uri(Track(uri=saved.uri), run_dir.parent)
     return tracking_uri(Track(uri=record["config"].get("track.uri")), run_dir.parent)
-
-
-def _failure(there: Record) -> str:
-    """Return `PATH (REASON)` of a file that the store did not take."""
-    return f"{there['event']['path']} ({there['reason']})"

@@ -136,7 +136,7 @@ def stopped(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(scontrol, "job", missing)
     with Journal(folder.run_dir) as journal:
-        journal.event("status", status="STOPPED", reason="signal SIGTERM")
+        journal.event("status", status="SCHEDULED", reason="signal SIGTERM")
     job.Task(folder.run_dir)()
 
 

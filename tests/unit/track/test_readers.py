@@ -70,10 +70,10 @@ def test_journals(records):
         read_run(path.parent, whole=False)
 
 
-@given(
-    spoiled([CURSOR]) | st.binary(max_size=50),
-    st.lists(spoiled([{"event": {"t": 1.0} | WHOLE[3], "reason": "x"}]) | ODD, max_size=1),
-)
+FAILED = {"event": {"t": 1.0} | WHOLE[3], "reason": "x"}
+
+
+@given(spoiled([CURSOR]) | st.binary(max_size=50), st.lists(spoiled([FAILED]) | ODD, max_size=1))
 def test_cursors(content, failed):
     if isinstance(content, dict) and "failed" in content and failed:
         content["failed"] = failed

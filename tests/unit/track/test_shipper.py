@@ -78,7 +78,7 @@ def warned():
     said = queue.Queue()
     handler = logging.Handler()
     handler.emit = lambda record: said.put(record.getMessage())
-    logger = logging.getLogger("pipeline.track.shipper")
+    logger = logging.getLogger("pipeline.track")
     logger.addHandler(handler)
     yield said
     logger.removeHandler(handler)
