@@ -45,14 +45,17 @@ def train(config: Path, overrides: tuple[str, ...]) -> None:
 
     A run that was stopped or killed goes on where it was with run.dir=DIR, in the middle of an epoch too.
     """
-    from pipeline.config import load
+    from pipeline.train.preemption import StopFlag
 
-    cfg = load(config, overrides)
-    if not cfg.run.name:
-        cfg = cfg.model_copy(update={"run": cfg.run.model_copy(update={"name": printable(config.stem)})})
-    from pipeline.train.run import train as run
+    with StopFlag():  # before the slow imports: a signal that comes meanwhile counts
+        from pipeline.config import load
 
-    run(cfg)
+        cfg = load(config, overrides)
+        if not cfg.run.name:
+            cfg = cfg.model_copy(update={"run": cfg.run.model_copy(update={"name": printable(config.stem)})})
+        from pipeline.train.run import train as run
+
+        run(cfg)
 
 
 @cli.command("eval", epilog=_OVERRIDES)

@@ -1,7 +1,4 @@
-"""The directory of a run: made, recognised, and compared with the configuration that wants to continue it.
-
-Not here: what the journal, the checkpoints and the tracker put into it.
-"""
+"""The directory of a run: made, recognised, and compared with the configuration that wants to continue it."""
 
 import json
 import re
@@ -9,13 +6,16 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import yaml
+from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.config import Config, as_tree, flat, to_yaml
 from pipeline.errors import ConfigError, UsageError
 from pipeline.files import write_atomically
 from pipeline.track.identity import new_uid
+from pipeline.train.preemption import is_request
 
 CHECKPOINTS = "checkpoints"
 WEIGHTS, BEST_WEIGHTS, MLFLOW_MODEL = "model.safetensors", "best.safetensors", "mlflow_model"
@@ -88,9 +88,19 @@ def choose(cfg: Config) -> Path:
 
 
 def tidy(path: Path) -> None:
-    """Remove what a killed process left half-written, and a request to stop that is obeyed; the caller holds the lock."""
-    for leftover in (*path.glob(".*.tmp"), *(path / CHECKPOINTS).glob(".*.tmp"), path / "STOP"):
+    """Remove what a killed process left half-written, and a request to stop that was obeyed; the caller holds the lock."""
+    stop = [p for p in (path / "STOP",) if p.is_file() and not is_request(p)]
+    for leftover in (*path.glob(".*.tmp"), *(path / CHECKPOINTS).glob(".*.tmp"), *stop):
         leftover.unlink(missing_ok=True)
+
+
+class _About(BaseModel):
+    """What run.json holds."""
+
+    model_config = ConfigDict(strict=True)
+
+    uid: Annotated[str, Field(pattern=r"^[0-9a-zA-Z_-]{1,64}$")]
+    name: str
 
 
 def prepare(cfg: Config, path: Path) -> RunDir:
@@ -118,11 +128,12 @@ def _place(path: str | None) -> Path | None:
 
 def _recognise(cfg: Config, path: Path) -> RunDir:
     try:
-        about = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        about = _About.model_validate_json((path / "run.json").read_bytes())
         before = flat(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")))
-        run = RunDir(path, about["uid"], about["name"], fresh=False)
-    except (OSError, ValueError, KeyError, AttributeError, yaml.YAMLError) as error:
-        raise UsageError(f"{path}: run.json or config.yaml is unreadable ({error}); choose a new run.dir") from error
+        run = RunDir(path, about.uid, about.name, fresh=False)
+    except (OSError, ValueError, AttributeError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UsageError(f"{path}: run.json or config.yaml is unreadable ({reason}); choose a new run.dir") from error
     now = json.loads(json.dumps(flat(as_tree(cfg))))
     changed = [k for k in now if k in before and before[k] != now[k] and not HARMLESS.match(k)]
     if changed and not cfg.run.allow_changes:
