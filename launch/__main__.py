@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from launch.commands import COMMANDS
+from launch.early import leave_on_signals
 from pipeline.errors import PipelineError
 
 
@@ -23,6 +24,7 @@ def cli() -> None:
 @click.option("--nproc-per-node", type=click.IntRange(1), help="Processes; default: one for each GPU, one without GPUs.")
 def local(config: str, overrides: tuple[str, ...], nproc_per_node: int | None) -> None:
     """Train as the file CONFIG says with several processes on this machine, as `torchrun --standalone` does."""
+    leave_on_signals()
     from launch.local import run
 
     sys.exit(run([config, *overrides], nproc_per_node))
@@ -41,6 +43,7 @@ def torchrun(config: str, overrides: tuple[str, ...], **how: Any) -> None:
     As `torchrun --rdzv-backend=c10d -m pipeline train` does, but signals reach the training, a stop on request is not
     taken for a failure (exit code 75), and bad input is not tried again.
     """
+    leave_on_signals()
     from launch.torchrun import Meeting, run
 
     sys.exit(run(config, overrides, Meeting(**how)))

@@ -25,6 +25,7 @@ from torch.distributed.elastic.rendezvous.api import RendezvousConnectionError, 
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from launch import network, worker
+from launch.early import NOTHING_RAN
 from pipeline.errors import Stopped, UsageError, WorldError
 from pipeline.track.identity import TAGS, typed
 from pipeline.train.preemption import SIGNALS
@@ -71,6 +72,7 @@ def run(group: Group, arguments: Sequence[str]) -> int:
         except ChildFailedError as error:
             return _REQUEUE if stopping else _exit_code(error)
         except SignalException:
+            print(NOTHING_RAN, file=sys.stderr, flush=True)
             return _REQUEUE
         except (RendezvousError, ConnectionError) as error:
             raise WorldError(

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import Stopped, UsageError
+from pipeline.train.preemption import StopFlag
 
 FOLDER, AGENT = "LAUNCH_FOLDER", "LAUNCH_AGENT"
 _FOR_GOOD = (0, UsageError.exit_code, Stopped.exit_code)
@@ -47,6 +48,11 @@ def rank_mark(rank: int | str) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Train; return the exit code for the agent."""
+    with StopFlag():  # from before the agent knows of this process on
+        return _main(arguments)
+
+
+def _main(arguments: Sequence[str]) -> int:
     folder, rank = Path(os.environ[FOLDER]), os.environ["LOCAL_RANK"]
     _die_with(int(os.environ[AGENT]))
     (folder / f"{_EXIT}{rank}").unlink(missing_ok=True)  # of the worker before, if only others failed then
@@ -75,7 +81,6 @@ def _die_with(agent: int) -> None:
 def train(arguments: Sequence[str]) -> int:
     """Run `python -m pipeline train ARGUMENTS` in this process and return its exit code."""
     from pipeline.__main__ import main as pipeline
-    from pipeline.train.preemption import StopFlag
 
     StopFlag.afterwards = signal.SIG_IGN
     try:
