@@ -162,17 +162,25 @@ def _resume(state: State, run: RunDir) -> None:
     path = run.checkpoints / name
     world.together(lambda: state.restore(retry(lambda: checkpoint.load(path), wait_s), path))
     if not world.from_main(world.together(lambda: not world.is_main or _rewind(state, store))):
-        state.best = {}
+        state.val, state.best = {}, {}  # so that an evaluation that is due is made again
 
 
 def _rewind(state: State, store: checkpoint.Store) -> bool:
     """Let the best checkpoint be the one that belongs to the state; return whether its weights are there."""
     best_step = int(state.best["step"]) if state.best else None
-    if store.rewind(state.step, best_step):
+    if store.rewind(state.step, best_step) or _holds(store.best, best_step):
         return True
     report.say(f"warning: {store.best}: the weights of step {best_step}, the best so far, are gone; the best is found anew")
     store.best.unlink(missing_ok=True)
     return False
+
+
+def _holds(best: Path, step: int | None) -> bool:
+    """Return whether a best checkpoint without its step in its name, as earlier versions wrote it, is that of a step."""
+    try:
+        return bool(checkpoint.load(best)["step"] == step)
+    except CheckpointError:
+        return False
 
 
 def _train(state: State, run: RunDir, flag: StopFlag) -> None:
