@@ -33,7 +33,7 @@ def cli(with_traceback: bool) -> None:
 
     \b
     Exit codes: 0 done, 2 bad input, 69 trouble that may pass (launchers try again), 70 would fail again the same way,
-    75 stopped on request with the state saved (run the same command with run.dir=DIR to resume), 1 any other failure.
+    75 stopped on request with what was done saved (run the same command with run.dir=DIR to resume), 1 any other failure.
     """  # noqa: D301
 
 
@@ -67,8 +67,9 @@ def train(config: Path, overrides: tuple[str, ...]) -> None:
 def evaluate(checkpoint: Path, data: Path, overrides: tuple[str, ...], config: Path | None, json_to: str | None) -> None:
     """Evaluate CHECKPOINT on the images in DATA/val, each counted exactly once.
 
-    CHECKPOINT is a run directory (its final weights), a step-*.pt or best.pt in its checkpoints folder, a model.safetensors,
-    or, with --config, weights in torchvision's format. DATA has ImageNet's layout: DATA/val/<class>/*.
+    CHECKPOINT is a run directory (its final weights, averaged ones if there are such), a step-*.pt or best.pt in its
+    checkpoints folder, a model.safetensors, or, with --config, weights in torchvision's format. DATA has ImageNet's layout:
+    DATA/val/<class>/*.
     """
     from pipeline.train.standalone import Request, evaluate_file, render
 

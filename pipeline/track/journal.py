@@ -49,7 +49,7 @@ class Journal:
         """
         self.path = run_dir / JOURNAL
         self.seconds = 0.0
-        self._retry_s = retry_s
+        self.retry_s = retry_s
         try:
             self._file = self.path.open("ab+", buffering=0)
         except OSError as error:
@@ -106,7 +106,7 @@ class Journal:
             _log.warning("%s: can't write the journal: %s; trying again", self.path, error)
 
         try:
-            retry(lambda: self._write(line), self._retry_s, say=warn)
+            retry(lambda: self._write(line), self.retry_s, say=warn)
         except OSError as error:
             kind = TransientError if may_pass(error) else TrainingError
             raise kind(

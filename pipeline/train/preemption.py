@@ -69,8 +69,11 @@ class StopFlag:
         return self.signal is not None
 
     def asked(self, step: int) -> bool:
-        """Tell whether this process wants to stop; the file is looked for every tenth step only."""
-        if not self.reason and self._deadline is not None and time.monotonic() >= self._deadline:
+        """Tell whether this process wants to stop; the file is looked for every tenth step only.
+
+        At step 0, before the first step of a start, the clock does not count: each start is to get further.
+        """
+        if not self.reason and step and self._deadline is not None and time.monotonic() >= self._deadline:
             self.reason = "the time limit train.max_time"
         if not self.reason and step % 10 == 0 and self._file is not None and is_request(self._file):
             self.reason = f"the file {self._file}"

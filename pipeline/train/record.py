@@ -116,6 +116,8 @@ class Record:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.reporter.close()
         status, reason = self._end(error)
+        if error is not None:
+            self.journal.retry_s = 0.0  # the others have left, and whoever started this process is going to kill it
         try:
             self.journal.event("status", status=status, reason=reason, step=self._state.step)
         except PipelineError:

@@ -52,6 +52,7 @@ def train(cfg: Config) -> None:
         _resume(state, run)
         if _is_finished(state, run):
             return
+        _rewind(state, run)
         state.network = world.wrap(state.model)
         flag.watch(run.path, cfg.train.max_time)
         _train(state, run, flag)
@@ -161,18 +162,22 @@ def _resume(state: State, run: RunDir) -> None:
         return
     path = run.checkpoints / name
     world.together(lambda: state.restore(retry(lambda: checkpoint.load(path), wait_s), path))
-    if not world.from_main(world.together(lambda: not world.is_main or _rewind(state, store))):
-        state.val, state.best = {}, {}  # so that an evaluation that is due is made again
 
 
-def _rewind(state: State, store: checkpoint.Store) -> bool:
-    """Let the best checkpoint be the one that belongs to the state; return whether its weights are there."""
+def _rewind(state: State, run: RunDir) -> None:
+    """Let the best checkpoint be the one that belongs to the state, on whose evaluation the training goes on."""
+    world, store = state.world, checkpoint.Store(run.checkpoints)
     best_step = int(state.best["step"]) if state.best else None
-    if store.rewind(state.step, best_step) or _holds(store.best, best_step):
-        return True
-    report.say(f"warning: {store.best}: the weights of step {best_step}, the best so far, are gone; the best is found anew")
-    store.best.unlink(missing_ok=True)
-    return False
+
+    def there() -> bool:
+        return not world.is_main or state.step == 0 or store.rewind(state.step, best_step) or _holds(store.best, best_step)
+
+    if world.from_main(world.together(there)):
+        return
+    if world.is_main:
+        report.say(f"warning: {store.best}: the weights of step {best_step}, the best so far, are gone; the best is found anew")
+        store.best.unlink(missing_ok=True)
+    state.val, state.best = {}, {}  # so that an evaluation that is due is made again
 
 
 def _holds(best: Path, step: int | None) -> bool:

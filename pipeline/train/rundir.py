@@ -12,8 +12,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.config import Config, as_tree, flat, to_yaml
-from pipeline.errors import ConfigError, UsageError
+from pipeline.errors import ConfigError, TransientError, UsageError
 from pipeline.files import write_atomically
+from pipeline.retry import may_pass
 from pipeline.track.identity import new_uid
 from pipeline.train.preemption import is_request
 
@@ -72,6 +73,7 @@ def choose(cfg: Config) -> Path:
 
     Raises:
         UsageError: if it holds something that is no run, or can't be made.
+        TransientError: if it can't be made for a reason that may pass.
     """
     stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{new_uid()[:6]}"
     path = cfg.run.dir or cfg.run.root / f"{cfg.run.name or 'run'}-{stamp}"
@@ -79,7 +81,7 @@ def choose(cfg: Config) -> Path:
         path.mkdir(parents=True, exist_ok=True)
         foreign = [p.name for p in path.iterdir() if p.name not in _OURS and not p.match(".*.tmp")]
     except OSError as error:
-        raise UsageError(
+        raise (TransientError if may_pass(error) else UsageError)(
             f"{path}: can't make the run directory: {error.strerror}; choose another run.dir or run.root"
         ) from error
     if foreign and not (path / "run.json").is_file():

@@ -34,6 +34,7 @@ def test_a_file_is_looked_for_every_tenth_step(tmp_path: Path) -> None:
 
 def test_the_time_limit(tmp_path: Path) -> None:
     with StopFlag(tmp_path, max_time_s=1e-9) as flag:
+        assert not flag.asked(0)  # each start does a step
         assert flag.asked(1) and "max_time" in flag.reason
     with StopFlag(tmp_path, max_time_s=1e9) as flag:
         assert not flag.asked(1)
