@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from launch.commands import COMMANDS
+from launch.early import leave_on_signals
 from pipeline.errors import PipelineError
 
 
@@ -26,6 +27,7 @@ def local(config: str, overrides: tuple[str, ...], nproc_per_node: int | None) -
 
     It starts nothing again: after trouble that may pass (exit code 69) too, the same command with run.dir=DIR goes on.
     """
+    leave_on_signals()
     from launch.local import run
 
     sys.exit(run([config, *overrides], nproc_per_node))
@@ -44,6 +46,7 @@ def torchrun(config: str, overrides: tuple[str, ...], **how: Any) -> None:
     As `torchrun --rdzv-backend=c10d -m pipeline train` does, but signals reach the training, a stop on request is not
     taken for a failure (exit code 75), and bad input (2) or what would fail again (70) is not tried again.
     """
+    leave_on_signals()
     from launch.torchrun import Meeting, run
 
     sys.exit(run(config, overrides, Meeting(**how)))

@@ -26,6 +26,7 @@ from torch.distributed.elastic.rendezvous.api import RendezvousConnectionError, 
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from launch import network, worker
+from launch.early import NOTHING_RAN
 from pipeline import cpus
 from pipeline.errors import Stopped, TransientError
 from pipeline.track.identity import TAGS, typed
@@ -75,6 +76,7 @@ def run(group: Group, arguments: Sequence[str]) -> int:
         except ChildFailedError as error:
             return _REQUEUE if stopping else _exit_code(error, group)
         except SignalException:
+            print(NOTHING_RAN, file=sys.stderr, flush=True)
             return _REQUEUE
         except (RendezvousError, ConnectionError) as error:
             raise TransientError(

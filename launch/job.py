@@ -21,7 +21,7 @@ from pipeline.retry import may_pass, retry
 from pipeline.track.identity import TAGS
 from pipeline.track.journal import JOURNAL, Journal, read
 from pipeline.track.lock import RunLock
-from pipeline.train.preemption import SIGNALS
+from pipeline.train.preemption import SIGNALS, StopFlag
 
 _FIRST_PORT, _PORTS = 20000, 10000  # below the ports that Linux hands out by itself (32768 on)
 
@@ -132,9 +132,8 @@ def _alone(folder: Folder) -> int:
     """Train in this process, one of a task for each GPU."""
     from launch import worker
 
-    for number in SIGNALS:  # submitit's handlers would swallow a signal that comes before the training has its own
-        signal.signal(number, signal.SIG_DFL)
-    return worker.train([str(folder.config)])
+    with StopFlag():  # submitit's handlers would swallow a signal that comes before the training has its own
+        return worker.train([str(folder.config)])
 
 
 def _conclude(folder: Folder, code: int) -> None:

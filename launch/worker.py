@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import PipelineError, Stopped, TrainingError, UsageError
+from pipeline.train.preemption import StopFlag
 
 FOLDER, AGENT = "LAUNCH_FOLDER", "LAUNCH_AGENT"
 _FOR_GOOD = (0, UsageError.exit_code, TrainingError.exit_code, Stopped.exit_code)
@@ -49,6 +50,11 @@ def rank_mark(rank: int | str) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Train; return the exit code for the agent."""
+    with StopFlag():  # from before the agent knows of this process on
+        return _main(arguments)
+
+
+def _main(arguments: Sequence[str]) -> int:
     folder, rank = Path(os.environ[FOLDER]), os.environ["LOCAL_RANK"]
     _die_with(int(os.environ[AGENT]))
     (folder / f"{_EXIT}{rank}").unlink(missing_ok=True)  # of the worker before, if only others failed then
@@ -82,7 +88,6 @@ def train(arguments: Sequence[str]) -> int:
 def _train(arguments: Sequence[str]) -> tuple[int, bool]:
     """Train; return the exit code, and whether all ranks end with it."""
     from pipeline.__main__ import main as pipeline
-    from pipeline.train.preemption import StopFlag
 
     StopFlag.afterwards = signal.SIG_IGN
     try:

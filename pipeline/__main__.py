@@ -33,7 +33,7 @@ def cli(with_traceback: bool) -> None:
 
     \b
     Exit codes: 0 done, 2 bad input, 69 trouble that may pass (launchers try again), 70 would fail again the same way,
-    75 stopped on request with the state saved (run the same command with run.dir=DIR to resume), 1 any other failure.
+    75 stopped on request with what was done saved (run the same command with run.dir=DIR to resume), 1 any other failure.
     """  # noqa: D301
 
 
@@ -45,14 +45,17 @@ def train(config: Path, overrides: tuple[str, ...]) -> None:
 
     A run that was stopped or killed goes on where it was with run.dir=DIR, in the middle of an epoch too.
     """
-    from pipeline.config import load
+    from pipeline.train.preemption import StopFlag
 
-    cfg = load(config, overrides)
-    if not cfg.run.name:
-        cfg = cfg.model_copy(update={"run": cfg.run.model_copy(update={"name": printable(config.stem)})})
-    from pipeline.train.run import train as run
+    with StopFlag():  # before the slow imports: a signal that comes meanwhile counts
+        from pipeline.config import load
 
-    run(cfg)
+        cfg = load(config, overrides)
+        if not cfg.run.name:
+            cfg = cfg.model_copy(update={"run": cfg.run.model_copy(update={"name": printable(config.stem)})})
+        from pipeline.train.run import train as run
+
+        run(cfg)
 
 
 @cli.command("eval", epilog=_OVERRIDES)
@@ -64,8 +67,9 @@ def train(config: Path, overrides: tuple[str, ...]) -> None:
 def evaluate(checkpoint: Path, data: Path, overrides: tuple[str, ...], config: Path | None, json_to: str | None) -> None:
     """Evaluate CHECKPOINT on the images in DATA/val, each counted exactly once.
 
-    CHECKPOINT is a run directory (its final weights), a step-*.pt or best.pt in its checkpoints folder, a model.safetensors,
-    or, with --config, weights in torchvision's format. DATA has ImageNet's layout: DATA/val/<class>/*.
+    CHECKPOINT is a run directory (its final weights, averaged ones if there are such), a step-*.pt or best.pt in its
+    checkpoints folder, a model.safetensors, or, with --config, weights in torchvision's format. DATA has ImageNet's layout:
+    DATA/val/<class>/*.
     """
     from pipeline.train.standalone import Request, evaluate_file, render
 

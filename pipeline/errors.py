@@ -71,6 +71,6 @@ class Regression(PipelineError):
 
 
 class Stopped(PipelineError):
-    """Training that stopped early because it was asked to; all ranks agreed and the state is saved."""
+    """Training that stopped early because it was asked to; all ranks agreed, and what was done, if anything, is saved."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: "try again", which launchers read as "requeue me"

@@ -7,7 +7,8 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.errors import UsageError
+from pipeline.errors import TransientError, UsageError
+from pipeline.retry import may_pass
 
 SMALL_BYTES = 1 << 20
 """The most that a configuration or another file that people write may have."""
@@ -42,8 +43,11 @@ def read_bytes(path: Path, most: int = SMALL_BYTES) -> bytes:
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to the disk, and rename it.
 
+    Whatever `write` raises, nothing is left behind; what is no error of the disk (such as one of a GPU) is raised as it is.
+
     Raises:
-        UsageError: if the directory can't be written to or is full; nothing is left behind.
+        TransientError: if it can't be written for a reason that may pass, such as a full disk.
+        UsageError: if it can't be written for another reason, such as missing permission.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -57,18 +61,27 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        reason = error.strerror if isinstance(error, OSError) else "write error, or no space left"
-        raise UsageError(f"{path}: can't write: {reason}; free space, or choose another place") from error
+        if (cause := _of_the_disk(error)) is None:
+            raise
+        kind = TransientError if may_pass(cause) else UsageError
+        raise kind(f"{path}: can't write: {cause.strerror or cause}; free space, or choose another place") from cause
+
+
+def _of_the_disk(error: BaseException | None) -> OSError | None:
+    """Return the OSError that an error is or hides: torch.save raises a RuntimeError while it handles that of its file."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a file that a user named: whole or not at all, but into what is there if that is no regular file (`/dev/stdout`).
 
     Raises:
-        UsageError: if it can't be written.
+        TransientError, UsageError: if it can't be written, as `write_atomically` does.
     """
     if not path.is_symlink() and (path.is_file() or not path.exists()):
         write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="surrogateescape"))

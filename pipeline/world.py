@@ -8,8 +8,10 @@ import os
 import re
 import socket
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -23,13 +25,17 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline import rollcall
-from pipeline.errors import PeerLost, PipelineError, TransientError, WorldError
+from pipeline.errors import PeerLost, PipelineError, Stopped, TransientError, WorldError
 from pipeline.rollcall import Roll
 
 T = TypeVar("T")
+_NOTHING_BEGUN = "stopped by a signal before training began; nothing had to be saved, start the same command again"
 _SIGN_OF_LIFE_S = 0.2
 """How often those who wait for rank 0 hear of it; far below any sensible `dist.timeout_s`."""
+_JOIN_WHEN_STOPPED_S = 10.0
+"""How long a rank that was asked to stop still waits for the others, to leave together with them."""
 _LOST = re.compile(r"(?i)timed? ?out|timeout|connection|broken pipe|gloo|nccl|socket")
+_WORK = "work"
 _PORTS = (15000, 5000)  # below those that Linux hands out by itself, and beside those of `launch`
 _SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_JOB_ID", "SLURM_STEP_NODELIST")
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -40,6 +46,7 @@ class World:
     """One process among `size`; a world of any rank and size can be made for tests of what depends on them.
 
     `address` is HOST:PORT of rank 0 where torch doesn't find it in the environment (srun); a joined world has a `roll`.
+    `asked` tells, while a training starts, whether this process was asked to stop; None from then on.
     """
 
     rank: int = 0
@@ -50,6 +57,7 @@ class World:
     joined: bool = False
     address: str = ""
     roll: Roll | None = None
+    asked: Callable[[], bool] | None = None
 
     @property
     def is_main(self) -> bool:
@@ -77,6 +85,19 @@ class World:
         """Wait until every rank has come here."""
         if self.joined:
             self.sum_(torch.zeros(1, device=self.device))
+
+    def any_(self, flag: bool) -> bool:
+        """Return on every rank whether the flag is set on any."""
+        return bool(self.sum_(torch.tensor([float(flag)], device=self.device)))
+
+    def leave_if_asked(self) -> None:
+        """Leave together, if any rank was asked to stop while the training starts.
+
+        Raises:
+            Stopped: on every rank.
+        """
+        if self.asked is not None and self.any_(self.asked()):
+            raise Stopped(_NOTHING_BEGUN)
 
     def from_main(self, value: Any) -> Any:
         """Return rank 0's `value`, which JSON must be able to hold, on every rank."""
@@ -109,7 +130,13 @@ class World:
         Raises:
             Exception: on every rank when `work` raised on any: its own error on the first rank that
                 failed, a PipelineError without a message on the others, so that it is told once.
+            Stopped: on every rank, if any was asked to stop while the training starts; `work` is not waited for then.
         """
+        if self.asked is not None:
+            future = _in_a_thread(work, self.device)
+            while self.any_(not wait([future], timeout=_SIGN_OF_LIFE_S).done):
+                self.leave_if_asked()
+            work = future.result
         error: Exception | None = None
         result: T | None = None
         try:
@@ -134,22 +161,18 @@ class World:
 
         Raises:
             PipelineError: on every rank when it was raised on any, as `together` does.
+            Stopped: on every rank, if any was asked to stop while the training starts; `work` is not waited for then.
         """
-        if not self.joined:
+        if not self.joined and self.asked is None:
             return work()
         if self.is_main:
-            with ThreadPoolExecutor(1, initializer=lambda: _use(self.device)) as pool:
-                future = pool.submit(work)
-                while not self._agree(bool(wait([future], timeout=_SIGN_OF_LIFE_S).done)):
-                    pass
-                return self._both(future.result, after=False)
-        while not self._agree(False):
-            pass
+            future = _in_a_thread(work, self.device)
+            while not self.any_(bool(wait([future], timeout=_SIGN_OF_LIFE_S).done)):
+                self.leave_if_asked()
+            return self._both(future.result, after=False)
+        while not self.any_(False):  # the exchange itself is the sign that rank 0 is alive
+            self.leave_if_asked()
         return self._both(work, after=True)
-
-    def _agree(self, done: bool) -> bool:
-        """Tell all ranks whether rank 0 is done; the exchange itself is the sign that it is alive."""
-        return bool(self.sum_(torch.tensor([float(done)], device=self.device)))
 
     def _both(self, work: Callable[[], T], after: bool) -> T:
         """Run `work` in the first round, or in the second; leave together if it fails in either."""
@@ -272,6 +295,21 @@ def _use(device: torch.device) -> None:
         torch.cuda.set_device(device)
 
 
+def _in_a_thread(work: Callable[[], T], device: torch.device) -> Future[T]:
+    """Run `work` in a thread that nobody has to wait for at the end of the process (see `leave`)."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        _use(device)
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name=_WORK, daemon=True).start()
+    return future
+
+
 @contextmanager
 def join(world: World, *, backend: str = "auto", timeout_s: float = 300) -> Iterator[World]:
     """Form the process group for the time of the `with` block and yield the joined world.
@@ -279,27 +317,49 @@ def join(world: World, *, backend: str = "auto", timeout_s: float = 300) -> Iter
     Raises:
         WorldError: if the group can't be formed because of what was asked for, such as a port in use.
         PeerLost: if a peer does not come, or goes.
+        Stopped: if this process is asked to stop, on every rank or, if the others don't come soon, on this one.
         TransientError: if the port of an srun step is in use.
     """
     _use(world.device)
     if world.size == 1:
+        world.leave_if_asked()
         yield world
         return
     chosen = backend if backend != "auto" else ("nccl" if world.device.type == "cuda" else "gloo")
-    joined = _init(world, chosen, timeout_s)
+    joined = _await_peers(world, lambda: _init(world, chosen, timeout_s))
     with joined.watched():
+        joined.leave_if_asked()
         yield joined
     # Not after an error: a rank that has failed alone must not wait for the others, but exit, which they notice.
     dist.destroy_process_group()
 
 
+def _await_peers(world: World, init: Callable[[], World]) -> World:
+    """Return what `init` returns; it waits in C++, where no signal is acted on, and therefore in a thread.
+
+    Raises:
+        Stopped: if this process is asked to stop and the others don't come soon.
+    """
+    if world.asked is None:
+        return init()
+    future = _in_a_thread(init, world.device)
+    deadline: float | None = None
+    while not wait([future], timeout=_SIGN_OF_LIFE_S).done:
+        if deadline is None and world.asked():
+            deadline = time.monotonic() + _JOIN_WHEN_STOPPED_S
+        if deadline is not None and time.monotonic() > deadline:
+            raise Stopped(_NOTHING_BEGUN)
+    return future.result()
+
+
 def leave(code: int) -> None:
-    """End a process that an error has left in its group at once, with what it has printed.
+    """End a process that an error has left in its group, or a stop at work, at once, with what it has printed.
 
     The group's threads abort now and then a process that is taken down around them ("terminate called without an active
-    exception"), and the exit code that says why it ended would be lost. Returns where there is no group.
+    exception"), and the exit code that says why it ended would be lost. Returns where there is no group and no work.
     """
-    if dist.is_available() and dist.is_initialized():
+    at_work = any(thread.name == _WORK for thread in threading.enumerate())
+    if at_work or (dist.is_available() and dist.is_initialized()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -198,7 +198,7 @@ class Train(Section):
     checkpoint_every: Steps = Duration(1, "ep")
     """How often to save a checkpoint to resume from."""
     keep_checkpoints: Positive = 2
-    """Number of newest checkpoints kept; the best is kept beside them."""
+    """Number of newest checkpoints kept; the best, and the one that the oldest kept knows as the best, are kept beside them."""
     max_time: Annotated[float, Field(gt=0)] | None = None
     """Seconds after which the training saves its state and stops with exit code 75, to be continued. Null: no limit."""
     retry_s: Annotated[float, Field(ge=0)] = 60

@@ -27,7 +27,7 @@ from pipeline.data.order import Stream, permute
 from pipeline.data.parallel import in_order, one_at_a_time
 from pipeline.data.quarantine import Quarantine
 from pipeline.data.scan import Listing, some
-from pipeline.errors import DataError, UsageError
+from pipeline.errors import DataError, TransientError, UsageError
 from pipeline.files import read_bytes, write_atomically
 from pipeline.units import count
 
@@ -168,8 +168,8 @@ def _writing(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UsageError(f"{out}: can't be written: {error.strerror or error}; choose another folder") from error
-    except UsageError as error:
-        raise UsageError(f"{error}; the same command goes on after the finished shards") from error
+    except (UsageError, TransientError) as error:
+        raise type(error)(f"{error}; the same command goes on after the finished shards") from error
 
 
 def _name(job: _Job, number: int) -> str:

@@ -3,7 +3,10 @@
 Not here: checkpoints to resume training from (`train.checkpoint`). Nothing here runs code out of a file.
 """
 
+import mmap
+import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,13 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, TransientError
 from pipeline.files import write_atomically
+from pipeline.retry import may_pass
 
 T = TypeVar("T")
 State = dict[str, Tensor]
 _COMPILED = "_orig_mod"
 _DISTRIBUTED = "module."
+_HOLDERS = ("ema", "model", "state_dict")
+"""Where files that hold more than weights have them; of a checkpoint with averaged weights it is these that count."""
 _SHOWN = 3  # names of each kind in an error, which is one line
 
 
@@ -59,7 +65,7 @@ def load_state(path: Path) -> State:
     """Read the tensors of a .safetensors, .pt or .pth file by name, onto the CPU.
 
     Prefixes that DistributedDataParallel and torch.compile leave on names are taken off, and of a checkpoint that
-    holds more than weights, those under `model` or `state_dict` are returned.
+    holds more than weights, those under `ema` (averaged), `model` or `state_dict` are returned.
 
     Raises:
         CheckpointError: if the file is missing, broken or holds no weights.
@@ -76,14 +82,14 @@ def load_with_content(path: Path) -> tuple[State, Mapping[str, Any]]:
     if path.suffix == ".safetensors":
         content: Any = _read(path, lambda: safetensors.torch.load_file(path))
     elif path.suffix in (".pt", ".pth"):
-        content = _read(path, lambda: torch.load(path, map_location="cpu", weights_only=True))
+        content = _read(path, lambda: _load(path))
     else:
         raise CheckpointError(f"{path}: weights are read from .safetensors, .pt and .pth files; give one of these")
     return _strip(_weights(content, path)), content
 
 
 def load_metadata(path: Path) -> dict[str, str]:
-    """Read the header that `save` wrote into a safetensors file.
+    """Read the texts that `save` wrote into the header of a safetensors file.
 
     Raises:
         CheckpointError: if the file is missing or broken.
@@ -175,21 +181,66 @@ def _strip(state: State) -> State:
 
 def _weights(content: Any, path: Path) -> State:
     """Return the tensors by name among what a file holds."""
-    if isinstance(content, Mapping):
-        content = next((content[key] for key in ("model", "state_dict") if isinstance(content.get(key), Mapping)), content)
-        if content and all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()):
-            return dict(content)
+    places = [content.get(key) for key in _HOLDERS] + [content] if isinstance(content, Mapping) else []
+    for found in places:
+        if isinstance(found, Mapping) and found and all(isinstance(n, str) and isinstance(t, Tensor) for n, t in found.items()):
+            return dict(found)
     raise CheckpointError(
         f"{path}: holds no weights (tensors by name, or such under `model` or `state_dict`); use another file"
     )
 
 
+def check_whole(path: Path) -> None:
+    """Refuse a file of torch.save that is damaged, or that would take more memory than its size: it is not loaded for that.
+
+    Raises:
+        CheckpointError: if it is missing, no regular file, damaged, or not as torch.save writes files.
+        TransientError: if it can't be read for a reason that may pass.
+    """
+    _read(path, lambda: _check_archive(path))
+
+
+def _load(path: Path) -> Any:
+    if zipfile.is_zipfile(path):
+        _check_archive(path)
+    else:  # as torch.save wrote it before PyTorch 1.6
+        _check_pickle(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _check_archive(path: Path) -> None:
+    """Look at sizes before anything is read, then at the checksums, which torch.load does not look at."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if (
+            any(m.compress_type != zipfile.ZIP_STORED for m in members)
+            or sum(m.file_size for m in members) > path.stat().st_size
+        ):
+            raise ValueError(
+                "compressed or overlapping parts"
+            )  # torch.save writes none, and a small file may unfold to terabytes
+        if (damaged := archive.testzip()) is not None:
+            raise ValueError(f"{damaged} is damaged")
+    _check_pickle(path)
+
+
+def _check_pickle(path: Path) -> None:
+    """Refuse the one call that torch.load allows a file and that takes memory at will."""
+    with path.open("rb") as file, closing(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) as view:
+        if view.find(b"bytearray") >= 0:
+            raise ValueError("a bytearray")
+
+
 def _read(path: Path, read: Callable[[], T]) -> T:
     """Return what `read` reads, and turn its errors into one that names the file."""
+    if path.exists() and not path.is_file():  # to open a pipe would wait for somebody who writes into it
+        raise CheckpointError(f"{path}: a directory, a pipe or a device, and no regular file; give a file of weights")
     try:
         path.open("rb").close()
         return read()
     except OSError as error:
+        if may_pass(error):
+            raise TransientError(f"{path}: can't be read: {error.strerror}; try again") from error
         raise CheckpointError(f"{path}: can't be read: {error.strerror or error}; check the path") from error
     except Exception as error:  # on damaged bytes torch.load raises a dozen unrelated kinds of error
         kind = type(error).__name__

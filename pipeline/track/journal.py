@@ -19,9 +19,10 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, Self
 
-from pipeline.errors import TrainingError, UsageError
+from pipeline.errors import TrainingError, TransientError, UsageError
 from pipeline.output import printable
 from pipeline.redact import redact
+from pipeline.retry import may_pass, retry
 
 JOURNAL = "journal.jsonl"
 _FIELDS: dict[str, dict[str, type]] = {
@@ -53,14 +54,17 @@ class Journal:
     writing has taken so far: all that a training waits for its tracking.
     """
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, retry_s: float = 0.0) -> None:
         """Open `journal.jsonl` in `run_dir`, and cut off the torn last line of a writer that was killed.
+
+        `retry_s` is how long a line that can't be written is tried again, where the trouble may pass.
 
         Raises:
             UsageError: if the file can't be opened for writing.
         """
         self.path = run_dir / JOURNAL
         self.seconds = 0.0
+        self.retry_s = retry_s
         try:
             if self.path.exists():
                 regular(self.path).close()
@@ -75,7 +79,8 @@ class Journal:
         """Append one line. Values that JSON lacks become text: paths, and floats that are not finite.
 
         Raises:
-            TrainingError: if the line can't be written; the file then ends with the line before it.
+            TransientError: if the line can't be written for now; the file then ends with the line before it.
+            TrainingError: if it can't be written at all.
         """
         began = time.perf_counter()
         record = {"t": round(time.time(), 3), "kind": kind} | _plain(fields)
@@ -88,7 +93,7 @@ class Journal:
         Each name once a step: of two values of a name at the same step, MLflow gets the first.
 
         Raises:
-            TrainingError: as `event` does.
+            TransientError, TrainingError: as `event` does.
         """
         self.event("metrics", step=int(step), values={name: float(value) for name, value in values.items()})
 
@@ -114,16 +119,26 @@ class Journal:
             self._file.truncate(end)
 
     def _append(self, line: bytes) -> None:
+        def warn(error: Exception) -> None:
+            _log.warning("%s: can't write the journal: %s; trying again", self.path, error)
+
+        try:
+            retry(lambda: self._write(line), self.retry_s, say=warn)
+        except OSError as error:
+            kind = TransientError if may_pass(error) else TrainingError
+            raise kind(
+                f"{self.path}: can't write the journal: {error.strerror}; make room there and continue the run"
+            ) from error
+
+    def _write(self, line: bytes) -> None:
         before = os.fstat(self._file.fileno()).st_size
         try:
             if self._file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as error:
+        except OSError:
             with suppress(OSError):
                 self._file.truncate(before)
-            raise TrainingError(
-                f"{self.path}: can't write the journal: {error.strerror}; make room there and continue the run"
-            ) from error
+            raise
 
 
 def _plain(value: Any) -> Any:

@@ -1,10 +1,7 @@
-"""The training loop: steps, evaluations, checkpoints, and leaving together.
-
-Not here: building what is trained (`run`) and telling people (`report`).
-"""
+"""The training loop: steps, checkpoints, evaluations, and leaving together."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, nullcontext
 from functools import partial
 from typing import Protocol
@@ -17,12 +14,14 @@ from pipeline.data.loader import Batch, Loader, eval_loader, train_loader
 from pipeline.errors import Stopped, TrainingError
 from pipeline.recipe import optim
 from pipeline.recipe.mix import mix
+from pipeline.retry import retry
 from pipeline.train import finetune
 from pipeline.train.checkpoint import Store
 from pipeline.train.evaluate import evaluate, views
 from pipeline.train.examine import Watch
 from pipeline.train.metrics import Late, Sums, batch_sums, no_sums, score
 from pipeline.train.preemption import StopFlag
+from pipeline.train.report import warn_of_trouble
 from pipeline.train.state import State
 from pipeline.units import Duration
 
@@ -48,10 +47,14 @@ def fit(state: State, store: Store, flag: StopFlag, listener: Listener) -> None:
 
     Raises:
         Stopped: on every rank, with the state saved, if any rank was asked to stop.
+        TransientError: on every rank, if the state or the journal can't be written.
         TrainingError: on every rank, if the loss is no longer finite.
         DataError: on every rank, if more images can't be read than `data.max_bad_fraction` allows.
     """
     cfg, plan, world, late = state.cfg, state.plan, state.world, Late(state.world)
+    if state.step < plan.total_steps and world.any_(flag.asked(0)):
+        where = f"before step {state.step + 1} of {plan.total_steps}"
+        raise Stopped(f"stopped {where} by {_who(flag)}; nothing had to be saved, {_how(store)}")
     state.network.train()
     finetune.hold(cfg, state.model)
     state.statistics.start_training()
@@ -59,8 +62,8 @@ def fit(state: State, store: Store, flag: StopFlag, listener: Listener) -> None:
         closing(eval_loader(cfg, world, state.dataset.val, state.dataset.bad_val)) as val,
         closing(train_loader(cfg, plan, world, state.dataset, state.step)) as train,
     ):
-        settle = partial(_settle, state, store, listener, val)
-        if _evaluation_is_due(state):  # the run was stopped before it could evaluate
+        settle = partial(_settle, state, store, flag, listener, val)
+        if _evaluation_is_due(state):  # a checkpoint is saved before its evaluation
             settle(stop=False)
         stream = listener.look(iter(train))
         while state.step < plan.total_steps:
@@ -68,17 +71,16 @@ def fit(state: State, store: Store, flag: StopFlag, listener: Listener) -> None:
             state.step += 1
             with state.clock.measure("step_s"):  # on a GPU this is where the host waits for it
                 arrived = late.push(state.step, sums, flag.asked(state.step), len(state.dataset.bad_train.news))
-            stop = _read(state, arrived, listener)
+            stop = _read(state, arrived, flag, listener)
             if stop or _is_boundary(state):
                 with state.clock.measure("step_s"):
                     arrived = late.pop()
-                stop = _read(state, arrived, listener) or stop
+                stop = _read(state, arrived, flag, listener) or stop
                 settle(stop)
             if stop and state.step < plan.total_steps:
-                who, how = flag.reason or "another rank", f"run.dir={store.folder.parent}"
-                raise Stopped(
-                    f"stopped after step {state.step} of {plan.total_steps} by {who}; the state is saved, go on with {how}"
-                )
+                where = f"after step {state.step} of {plan.total_steps}"
+                raise Stopped(f"stopped {where} by {_who(flag)}; the state is saved, {_how(store)}")
+    world.together(flag.check)
     state.statistics.end_training()
 
 
@@ -153,7 +155,16 @@ def _falls_on(state: State, interval: Duration) -> bool:
     return interval.falls_on(state.step, state.plan.steps_per_epoch, state.plan.total_steps)
 
 
-def _read(state: State, arrived: tuple[int, Sums] | None, listener: Listener) -> bool:
+def _who(flag: StopFlag) -> str:
+    flag.obey()
+    return flag.reason or "another rank"
+
+
+def _how(store: Store) -> str:
+    return f"go on with run.dir={store.folder.parent}"
+
+
+def _read(state: State, arrived: tuple[int, Sums] | None, flag: StopFlag, listener: Listener) -> bool:
     """Take in a step's sums; return whether any rank wants to stop."""
     if arrived is None:
         return False
@@ -165,28 +176,53 @@ def _read(state: State, arrived: tuple[int, Sums] | None, listener: Listener) ->
     if sums.bad:
         state.dataset.bad_train.share(state.world)
     state.window += sums
-    listener.on_step(state, step, sums)
+    _tell(flag, lambda: listener.on_step(state, step, sums))
     if step % state.plan.log_every == 0 or step == state.plan.total_steps:
-        listener.on_log(state, step, state.window)
+        _tell(flag, lambda: listener.on_log(state, step, state.window))
         state.window = Sums(0, 0, 0, 0)
     return sums.stop > 0
 
 
-def _settle(state: State, store: Store, listener: Listener, val: Loader, stop: bool) -> None:
-    """At a boundary: evaluate and save as the plan says; on a stop: save, and leave the rest to the next start."""
-    plan, step = state.plan, state.step
-    last = step == plan.total_steps
+def _tell(flag: StopFlag, tell: Callable[[], None]) -> None:
+    """Call a listener; where it fails on one rank, all leave at the next boundary: they can't hear of it before."""
+    try:
+        tell()
+    except Exception as error:
+        flag.fail(error)
+
+
+def _settle(state: State, store: Store, flag: StopFlag, listener: Listener, val: Loader, stop: bool) -> None:
+    """At a boundary: save and evaluate as the plan says; on a stop: save, and leave the rest to the next start."""
+    last = state.step == state.plan.total_steps
+    evaluates = (last or not stop) and _evaluation_is_due(state)
     with state.statistics.settled():
-        better = (last or not stop) and _evaluation_is_due(state) and _evaluate(state, listener, val)
-        if state.world.is_main and (stop or last or better or _checkpoint_is_due(state)):
-            with state.clock.measure("save_s"):
-                saved = state.capture()
-                store.save(saved, step)
-                if better:
-                    store.save_best(saved)
+        if stop or last or evaluates or _checkpoint_is_due(state):
+            _on_main(state, flag, lambda: _save(state, store))
+        if evaluates and _evaluate(state, flag, listener, val):
+            _on_main(state, flag, lambda: store.keep_best(state.step, score(state.best)))
 
 
-def _evaluate(state: State, listener: Listener, val: Loader) -> bool:
+def _save(state: State, store: Store) -> None:
+    if not store.path(state.step).exists():  # it does where training goes on at an evaluation
+        store.save(state.capture(), state.step)
+
+
+def _on_main(state: State, flag: StopFlag, write: Callable[[], None]) -> None:
+    """Write on rank 0 while the others wait, however long it takes; leave together if that fails, or a listener has failed.
+
+    After a failed listener nothing is saved: the steps since the last checkpoint are done again, and their points told again.
+    """
+
+    def work() -> None:
+        flag.check()
+        if state.world.is_main:
+            retry(write, state.cfg.train.retry_s, say=warn_of_trouble)
+
+    with state.clock.measure("save_s"):
+        state.world.main_first(work)
+
+
+def _evaluate(state: State, flag: StopFlag, listener: Listener, val: Loader) -> bool:
     """Evaluate, the averaged weights too; return whether the result is the best so far."""
     watch = Watch(views(state.model, state.cfg.eval))
     with state.clock.measure("eval_s"):
@@ -201,7 +237,7 @@ def _evaluate(state: State, listener: Listener, val: Loader) -> bool:
     better = score(state.val) > score(state.best)
     if better:
         state.best = state.val
-    listener.on_eval(state)
+    _tell(flag, lambda: listener.on_eval(state))
     return better
 
 

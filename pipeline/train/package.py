@@ -42,7 +42,7 @@ class Classifier(nn.Module):
 
 
 def save(state: State, path: Path) -> None:
-    """Export the network as it is now to the folder `path`, in place of what is there.
+    """Export the network as it is now, averaged where there is an average, to the folder `path`, in place of what is there.
 
     Raises:
         Exception: what torch.export and MLflow raise, for networks that can't be exported.
@@ -70,7 +70,8 @@ def save(state: State, path: Path) -> None:
 
 def _classifier(state: State) -> Classifier:
     """Return a copy on the CPU in float32, contiguous, in evaluation mode: what torch.export takes."""
-    model = copy.deepcopy(weights.unwrap(state.model)).to("cpu", torch.float32).to(memory_format=torch.contiguous_format)
+    kept = state.model if state.ema is None else state.ema.model
+    model = copy.deepcopy(weights.unwrap(kept)).to("cpu", torch.float32).to(memory_format=torch.contiguous_format)
     return Classifier(model, state.cfg.data.mean, state.cfg.data.std).eval()
 
 

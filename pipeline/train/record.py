@@ -19,6 +19,7 @@ from pipeline.track.shipper import Shipper
 from pipeline.track.uri import tracking_uri
 from pipeline.train import outcome, package
 from pipeline.train.machines import Machines
+from pipeline.train.metrics import score
 from pipeline.train.preemption import StopFlag
 from pipeline.train.report import Reporter, say
 from pipeline.train.rundir import RunDir
@@ -35,7 +36,8 @@ class Record:
 
     def __init__(self, state: State, run: RunDir, flag: StopFlag, machines: Machines, command: list[str]) -> None:
         self._state, self._run, self._flag, self._command = state, run, flag, command
-        self.journal = Journal(run.path)
+        cfg = state.cfg  # the other ranks wait meanwhile, and no longer than dist.timeout_s
+        self.journal = Journal(run.path, min(cfg.train.retry_s, cfg.dist.timeout_s / 2))
         self._first_batch = run.path / "pictures" / "first_batch.png"
         drawn = self._first_batch if state.cfg.track.pictures and run.fresh else None
         self.reporter = Reporter(state, self.journal, machines, drawn)
@@ -83,7 +85,7 @@ class Record:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             say(f"warning: {place}: no MLflow model: {reason}; the weights are in {self._run.weights.name}")
             return
-        told = {"register": cfg.register_, "metric": "val_top1", "value": self._state.val["top1"]}
+        told = {"register": cfg.register_, "metric": "val_top1", "value": score(self._state.val)}
         self.journal.event("model", path=place.name, **told)
 
     def keep_pictures(self) -> None:
@@ -94,8 +96,8 @@ class Record:
             self.artifact(self._first_batch, "pictures")
         try:
             drawn = outcome.keep_pictures(self._state, self._run.path, self.journal.path)
-        except (PipelineError, OSError) as error:
-            say(f"warning: no pictures: {error}")
+        except Exception as error:  # drawing libraries raise anything, and a training is worth more than its pictures
+            say(f"warning: no pictures: {type(error).__name__}: {error}")
             return
         for folder, files in drawn.items():
             for path in files:
@@ -114,8 +116,15 @@ class Record:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.reporter.close()
         status, reason = self._end(error)
-        self.journal.event("status", status=status, reason=reason, step=self._state.step)
-        self.journal.close()
+        if error is not None:
+            self.journal.retry_s = 0.0  # the others have left, and whoever started this process is going to kill it
+        try:
+            self.journal.event("status", status=status, reason=reason, step=self._state.step)
+        except PipelineError:
+            if error is None:  # else it is the first error that counts
+                raise
+        finally:
+            self.journal.close()
         if self._shipper:
             drain_s = self._drain_s(stopped=error is not None)
             self.shipped = self._shipper.close(drain_s, lambda: say(f"MLflow is slow; waiting for it {drain_s:.0f} s at most"))

@@ -28,6 +28,13 @@ def say(text: str) -> None:
         print(text, flush=True)
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123
+    except OSError:  # the log's disk is full
+        return
+
+
+def warn_of_trouble(error: Exception) -> None:
+    """Say that what has failed is tried again."""
+    say(f"warning: {str(error).partition(';')[0]}; trying again")
 
 
 class Silent:
@@ -73,7 +80,10 @@ class Reporter(Silent):
         if self._first_batch is None:
             return batches
         first = next(batches)
-        outcome.keep_first_batch(first, self._classes, self._first_batch)
+        try:
+            outcome.keep_first_batch(first, self._classes, self._first_batch)
+        except Exception as error:
+            say(f"warning: {self._first_batch}: not drawn: {type(error).__name__}: {error}")
         return chain([first], batches)
 
     def on_step(self, state: State, step: int, sums: Sums) -> None:

@@ -1,28 +1,29 @@
-"""The composition of a run: world, data, network, optimiser, directory, record, loop.
-
-Not here: any of these things themselves.
-"""
+"""The composition of a run: world, data, network, optimiser, directory, record, loop."""
 
 import contextlib
 import copy
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from pipeline.config import Config, Plan, check_world, make_plan, to_yaml
 from pipeline.data.loader import BAD_IMAGES, Dataset, Normalize, open_dataset
-from pipeline.errors import Stopped
+from pipeline.errors import CheckpointError, Stopped
 from pipeline.model import weights, zoo
 from pipeline.recipe import ema, loss, optim, schedule
+from pipeline.retry import retry
 from pipeline.track.lock import RunLock
 from pipeline.track.runs import read_run
 from pipeline.track.uri import refuse_network_disk, tracking_uri
 from pipeline.train import checkpoint, engine, failure, finetune, report, rundir
 from pipeline.train.batchnorm import StepStatistics
 from pipeline.train.machines import Machines
+from pipeline.train.metrics import score
 from pipeline.train.precision import autocast_type, place
 from pipeline.train.preemption import StopFlag
 from pipeline.train.record import Record
@@ -37,21 +38,26 @@ def train(cfg: Config) -> None:
     Raises:
         PipelineError: on every rank; its message is empty on those that need not print it.
     """
-    world = from_env()
-    check(cfg, world)
-    tracking_uri(cfg.track, cfg.run.root)
-    if world.is_main:
-        failure.begin(cfg.run.dir)
-    with join(world, backend=cfg.dist.backend, timeout_s=cfg.dist.timeout_s) as world, contextlib.ExitStack() as held:
+    with StopFlag() as flag, contextlib.ExitStack() as held:
+        world = replace(from_env(), asked=flag.signalled)
+        check(cfg, world)
+        tracking_uri(cfg.track, cfg.run.root)
+        if world.is_main:
+            failure.begin(cfg.run.dir)
+        world = held.enter_context(join(world, backend=cfg.dist.backend, timeout_s=cfg.dist.timeout_s))
         dataset = open_dataset(cfg, world)
+        world.leave_if_asked()
+        world = replace(world, asked=None)  # from here on `fit` acts on the flag
         state = world.together(lambda: build(cfg, world, dataset))
         run = _open_run(state, held)
         world.together(lambda: dataset.remember_bad(run.path / BAD_IMAGES, world))
         _resume(state, run)
         if _is_finished(state, run):
             return
+        _rewind(state, run)
         state.network = world.wrap(state.model)
-        _train(state, run)
+        flag.watch(run.path, cfg.train.max_time)
+        _train(state, run, flag)
 
 
 def plan(cfg: Config, world_size: int) -> Plan:
@@ -147,31 +153,62 @@ def _open_run(state: State, held: contextlib.ExitStack) -> RunDir:
 
 
 def _resume(state: State, run: RunDir) -> None:
-    """Take over the newest checkpoint, the same one on every rank."""
-    newest = checkpoint.Store(run.checkpoints).newest() if state.world.is_main else None
-    name = state.world.from_main(newest.name if newest else None)
-    if name is not None:
-        path = run.checkpoints / name
-        state.world.together(lambda: state.restore(checkpoint.load(path), path))
+    """Take over the newest checkpoint that is whole, the same one on every rank."""
+    world, store = state.world, checkpoint.Store(run.checkpoints)
+    wait_s = min(state.cfg.train.retry_s, state.cfg.dist.timeout_s / 2)  # the other ranks wait meanwhile
+
+    def newest() -> str | None:
+        path = retry(lambda: store.newest_whole(report.say), wait_s, say=report.warn_of_trouble) if world.is_main else None
+        return path.name if path else None
+
+    name = world.from_main(world.main_first(newest))
+    if name is None:
+        return
+    path = run.checkpoints / name
+    world.together(lambda: state.restore(retry(lambda: checkpoint.load(path), wait_s), path))
 
 
-def _train(state: State, run: RunDir) -> None:
+def _rewind(state: State, run: RunDir) -> None:
+    """Let the best checkpoint be the one that belongs to the state, on whose evaluation the training goes on."""
+    world, store = state.world, checkpoint.Store(run.checkpoints)
+    best_step = int(state.best["step"]) if state.best else None
+
+    def there() -> bool:
+        return not world.is_main or state.step == 0 or store.rewind(state.step, best_step) or _holds(store.best, best_step)
+
+    if world.from_main(world.together(there)):
+        return
+    if world.is_main:
+        report.say(f"warning: {store.best}: the weights of step {best_step}, the best so far, are gone; the best is found anew")
+        store.best.unlink(missing_ok=True)
+    state.val, state.best = {}, {}  # so that an evaluation that is due is made again
+
+
+def _holds(best: Path, step: int | None) -> bool:
+    """Return whether a best checkpoint without its step in its name, as earlier versions wrote it, is that of a step."""
     try:
-        _fit(state, run)
+        return bool(checkpoint.load(best)["step"] == step)
+    except CheckpointError:
+        return False
+
+
+def _train(state: State, run: RunDir, flag: StopFlag) -> None:
+    try:
+        _fit(state, run, flag)
     except Stopped:
         # Saving and closing the record take rank 0 a while, and a launcher ends all when it sees one go.
         state.world.barrier()
         raise
 
 
-def _fit(state: State, run: RunDir) -> None:
+def _fit(state: State, run: RunDir, flag: StopFlag) -> None:
     cfg, world, store = state.cfg, state.world, checkpoint.Store(run.checkpoints, state.cfg.train.keep_checkpoints)
-    with StopFlag(run.path, cfg.train.max_time) as flag, Machines(world, cfg.track.system_every_s) as machines:
+    with Machines(world, cfg.track.system_every_s) as machines:
         record = world.together(lambda: Record(state, run, flag, machines, sys.argv) if world.is_main else None)
         with contextlib.ExitStack() as held:
             if record is not None:
                 report.say(report.opening(state, run.path))
-                held.enter_context(record)
+            world.together(lambda: held.enter_context(record) if record else None)
             listener = report.Silent(machines) if record is None else record.reporter
             # In here, so that the record names what failed, and who was lost.
             with failure.judged(run.path, lambda: state.step, world.rank, world.size, cfg.batch), world.watched():
@@ -191,10 +228,10 @@ def _finish(state: State, run: RunDir, record: Record, kept: contextlib.ExitStac
 
 def _write(state: State, run: RunDir, record: Record) -> None:
     about = {"config": to_yaml(state.cfg), "class_names": json.dumps(state.dataset.classes), "run_uid": run.uid}
-    weights.save(state.model, run.weights, about)
+    _save_weights(state, state.model, run.weights, about)
     record.artifact(run.weights, "weights")
     if state.ema is not None:
-        weights.save(state.ema.model, run.averaged_weights, about)
+        _save_weights(state, state.ema.model, run.averaged_weights, about)
         record.artifact(run.averaged_weights, "weights")
     _keep_best(state, run, about)
     if run.best_weights.is_file():
@@ -205,14 +242,25 @@ def _write(state: State, run: RunDir, record: Record) -> None:
     record.journal.metrics(state.step, {f"summary/{k}": v for k, v in found.items()})
 
 
+def _save_weights(state: State, model: nn.Module, path: Path, about: dict[str, str]) -> None:
+    retry(lambda: weights.save(model, path, about), state.cfg.train.retry_s, say=report.warn_of_trouble)
+
+
 def _keep_best(state: State, run: RunDir, about: dict[str, str]) -> None:
-    """Write the best weights beside the final ones."""
+    """Write the best weights beside the final ones, averaged where there is an average; damaged ones cost a warning."""
     best = checkpoint.Store(run.checkpoints).best
-    if best.is_file():
-        model = copy.deepcopy(weights.unwrap(state.model)).cpu()
+    if not best.is_file():
+        return
+    model = copy.deepcopy(weights.unwrap(state.model)).cpu()
+    try:
         saved = checkpoint.load(best)
-        weights.load_into(model, saved["model"], str(best))
-        weights.save(model, run.best_weights, about | {"step": str(saved["step"])})
+        weights.load_into(model, weights.load_state(best), str(best))
+    except CheckpointError as error:
+        run.best_weights.unlink(missing_ok=True)
+        checkpoint.set_aside(best, str(error), report.say)
+        return
+    found = {"step": str(saved["step"]), "val_top1": repr(score(state.best))}
+    _save_weights(state, model, run.best_weights, about | found)
 
 
 def _is_finished(state: State, run: RunDir) -> bool:
@@ -221,6 +269,7 @@ def _is_finished(state: State, run: RunDir) -> bool:
         return False
     finished: bool = state.world.from_main(state.world.is_main and read_run(run.path, whole=False).status == "FINISHED")
     if finished and state.world.is_main:
-        found = ", ".join(f"{k} {v:.2%}" for k, v in state.val.items() if k in ("top1", "top5"))
+        told = read_run(run.path).summary
+        found = ", ".join(f"{k} {told[f'val_{k}']:.2%}" for k in ("top1", "top5") if f"val_{k}" in told)
         report.say(f"{run.path}: finished already at step {state.step} ({found}); start another with a new run.dir")
     return finished

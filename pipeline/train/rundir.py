@@ -1,7 +1,4 @@
-"""The directory of a run: made, recognised, and compared with the configuration that wants to continue it.
-
-Not here: what the journal, the checkpoints and the tracker put into it.
-"""
+"""The directory of a run: made, recognised, and compared with the configuration that wants to continue it."""
 
 import json
 import re
@@ -9,13 +6,17 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import yaml
+from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.config import Config, as_tree, flat, to_yaml
-from pipeline.errors import ConfigError, UsageError
+from pipeline.errors import ConfigError, TransientError, UsageError
 from pipeline.files import write_atomically
+from pipeline.retry import may_pass
 from pipeline.track.identity import new_uid
+from pipeline.train.preemption import is_request
 
 CHECKPOINTS = "checkpoints"
 WEIGHTS, BEST_WEIGHTS, MLFLOW_MODEL = "model.safetensors", "best.safetensors", "mlflow_model"
@@ -72,6 +73,7 @@ def choose(cfg: Config) -> Path:
 
     Raises:
         UsageError: if it holds something that is no run, or can't be made.
+        TransientError: if it can't be made for a reason that may pass.
     """
     stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{new_uid()[:6]}"
     path = cfg.run.dir or cfg.run.root / f"{cfg.run.name or 'run'}-{stamp}"
@@ -79,7 +81,7 @@ def choose(cfg: Config) -> Path:
         path.mkdir(parents=True, exist_ok=True)
         foreign = [p.name for p in path.iterdir() if p.name not in _OURS and not p.match(".*.tmp")]
     except OSError as error:
-        raise UsageError(
+        raise (TransientError if may_pass(error) else UsageError)(
             f"{path}: can't make the run directory: {error.strerror}; choose another run.dir or run.root"
         ) from error
     if foreign and not (path / "run.json").is_file():
@@ -88,9 +90,19 @@ def choose(cfg: Config) -> Path:
 
 
 def tidy(path: Path) -> None:
-    """Remove what a killed process left half-written, and a request to stop that is obeyed; the caller holds the lock."""
-    for leftover in (*path.glob(".*.tmp"), *(path / CHECKPOINTS).glob(".*.tmp"), path / "STOP"):
+    """Remove what a killed process left half-written, and a request to stop that was obeyed; the caller holds the lock."""
+    stop = [p for p in (path / "STOP",) if p.is_file() and not is_request(p)]
+    for leftover in (*path.glob(".*.tmp"), *(path / CHECKPOINTS).glob(".*.tmp"), *stop):
         leftover.unlink(missing_ok=True)
+
+
+class _About(BaseModel):
+    """What run.json holds."""
+
+    model_config = ConfigDict(strict=True)
+
+    uid: Annotated[str, Field(pattern=r"^[0-9a-zA-Z_-]{1,64}$")]
+    name: str
 
 
 def prepare(cfg: Config, path: Path) -> RunDir:
@@ -118,11 +130,12 @@ def _place(path: str | None) -> Path | None:
 
 def _recognise(cfg: Config, path: Path) -> RunDir:
     try:
-        about = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        about = _About.model_validate_json((path / "run.json").read_bytes())
         before = flat(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")))
-        run = RunDir(path, about["uid"], about["name"], fresh=False)
-    except (OSError, ValueError, KeyError, AttributeError, yaml.YAMLError) as error:
-        raise UsageError(f"{path}: run.json or config.yaml is unreadable ({error}); choose a new run.dir") from error
+        run = RunDir(path, about.uid, about.name, fresh=False)
+    except (OSError, ValueError, AttributeError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UsageError(f"{path}: run.json or config.yaml is unreadable ({reason}); choose a new run.dir") from error
     now = json.loads(json.dumps(flat(as_tree(cfg))))
     changed = [k for k in now if k in before and before[k] != now[k] and not HARMLESS.match(k)]
     if changed and not cfg.run.allow_changes:

@@ -25,7 +25,7 @@ from pipeline.model import weights, zoo
 from pipeline.train import checkpoint
 from pipeline.train.evaluate import evaluate, views
 from pipeline.train.precision import autocast_type, place
-from pipeline.train.rundir import CHECKPOINTS, WEIGHTS
+from pipeline.train.rundir import AVERAGED_WEIGHTS, CHECKPOINTS, WEIGHTS
 from pipeline.world import World, from_env, join
 
 
@@ -85,11 +85,11 @@ def read(request: Request) -> Trained:
     path = _file(request.source)
     about: Mapping[str, Any] = {}
     if path.suffix == ".safetensors":
-        state, header = weights.load_state(path), weights.load_metadata(path)
-        about = header | {"class_names": json.loads(header.get("class_names", "null"))}
+        state, about = weights.load_state(path), _of_header(weights.load_metadata(path), path)
     else:
         state, content = weights.load_with_content(path)
         about = content if content.get("format") == checkpoint.FORMAT else {}
+    _check(about, path)
     if request.config is not None:
         cfg = load(request.config, request.overrides)
     elif "config" in about:
@@ -100,6 +100,26 @@ def read(request: Request) -> Trained:
         )
     names = about.get("class_names")
     return Trained(path, cfg, state, tuple(names) if names else None)
+
+
+def _of_header(header: Mapping[str, str], path: Path) -> Mapping[str, Any]:
+    try:
+        return {**header, "class_names": json.loads(header.get("class_names", "null"))}
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: class_names in its header is no JSON; export it again") from error
+
+
+def _check(about: Mapping[str, Any], path: Path) -> None:
+    """Refuse what a file says of itself if it is not as this pipeline writes it.
+
+    Raises:
+        CheckpointError: naming the field.
+    """
+    names = about.get("class_names")
+    if not isinstance(about.get("config", ""), str):
+        raise CheckpointError(f"{path}: config is no text; give a configuration with --config, or use another file")
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise CheckpointError(f"{path}: class_names is no list of names; use another file")
 
 
 def _of_data(cfg: Config, request: Request) -> Config:
@@ -115,13 +135,14 @@ def _of_data(cfg: Config, request: Request) -> Config:
 
 
 def _file(source: Path) -> Path:
-    """Return the file to read: of a run directory the final weights, else its newest checkpoint."""
+    """Return the file to read: of a run directory the final weights (the averaged ones if any), else the newest checkpoint."""
     if not source.exists():
         raise CheckpointError(f"{source}: no such file or directory; give a run directory or a file of weights")
     if not source.is_dir():
         return source
-    if (source / WEIGHTS).is_file():
-        return source / WEIGHTS
+    for name in (AVERAGED_WEIGHTS, WEIGHTS):
+        if (source / name).is_file():
+            return source / name
     newest = checkpoint.Store(source / CHECKPOINTS).newest()
     if newest is None:
         raise CheckpointError(f"{source}: no {WEIGHTS} and no checkpoint in it; give a run directory or a file of weights")

@@ -1,15 +1,14 @@
-"""What changes while a run trains, and how it is put into a checkpoint and taken out again.
-
-Not here: files (`checkpoint`) and the loop (`engine`).
-"""
+"""What changes while a run trains, and how it is put into a checkpoint and taken out again."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from torch import nn
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from torch import Tensor, nn
 
 from pipeline.config import Config, Plan, to_yaml
 from pipeline.data.loader import Dataset, Normalize
@@ -24,6 +23,46 @@ from pipeline.train.metrics import Sums
 from pipeline.world import World
 
 SAME_IN_A_RUN = ("train_images", "val_images", "classes", "global_batch", "micro_batch")
+Count = Annotated[int, Field(ge=0)]
+
+
+def _whole_result(values: dict[str, float]) -> dict[str, float]:
+    if values and not {"step", "loss", "top1", "top5", "count"} <= values.keys():
+        raise ValueError("is no result of an evaluation")
+    return values
+
+
+Numbers = dict[str, int | FiniteFloat]
+Result = Annotated[Numbers, AfterValidator(_whole_result)]
+
+
+class _Checked(BaseModel):
+    model_config = ConfigDict(strict=True, arbitrary_types_allowed=True)
+
+
+class _SavedPlan(_Checked):
+    train_images: Count
+    val_images: Count
+    classes: Count
+    global_batch: Count
+    micro_batch: Count
+
+
+class Saved(_Checked):
+    """What a checkpoint holds, as `State.capture` returns it."""
+
+    model: dict[str, Tensor]
+    ema: dict[str, Tensor] | None = None
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
+    step: Count
+    clock: Numbers
+    window: Numbers
+    val: Result
+    best: Result
+    plan: _SavedPlan
+    config: str
+    class_names: list[str]
 
 
 @dataclass
@@ -77,39 +116,68 @@ class State:
             "class_names": list(self.dataset.classes),
         } | ({"ema": self.ema.model.state_dict()} if self.ema is not None else {})
 
-    def restore(self, saved: dict[str, Any], path: Path) -> None:
-        """Take over what `capture` returned.
+    def restore(self, content: dict[str, Any], path: Path) -> None:
+        """Take over what `capture` returned; `path` is where it comes from.
 
         Raises:
-            CheckpointError: if it was made for another network, data set or batch.
+            CheckpointError: if it is not whole, or was made for another network, data set, batch or optimiser.
         """
+        try:
+            saved = Saved.model_validate(content)
+            clock, window = Clock(**saved.clock), Sums(**saved.window)  # type: ignore[arg-type]
+        except (ValidationError, TypeError) as error:
+            raise CheckpointError(f"{path}: {_said(error)}; use a checkpoint that this pipeline has written") from error
+        self._check(saved, path)
+        weights.load_into(self.model, saved.model, str(path))
+        if self.ema is not None:  # a run that has averaged from now on only starts from the weights
+            weights.load_into(self.ema.model, saved.ema or saved.model, str(path))
+        self._restore_optimizer(saved, path)
+        self.step, self.clock, self.window = saved.step, clock, window
+        self.val, self.best = dict(saved.val), dict(saved.best)
+
+    def _check(self, saved: Saved, path: Path) -> None:
         for key in SAME_IN_A_RUN:
-            then, now = saved["plan"][key], getattr(self.plan, key)
+            then, now = getattr(saved.plan, key), getattr(self.plan, key)
             if then != now:
                 remedy = (
                     f"pass batch.global={then}" if key == "global_batch" else "use the same data and batch, or a new run.dir"
                 )
                 raise CheckpointError(f"{path}: the run was started with {key} {then}, now it is {now}; {remedy}")
-        if saved["class_names"] != list(self.dataset.classes):
-            names = sorted(set(saved["class_names"]) ^ set(self.dataset.classes))
+        if saved.class_names != list(self.dataset.classes):
+            names = sorted(set(saved.class_names) ^ set(self.dataset.classes))
             raise CheckpointError(
                 f"{path}: the run was started with other classes (they differ in {', '.join(names[:3])}); use the same data"
             )
-        if saved["step"] > self.plan.total_steps:
+        if saved.step > self.plan.total_steps:
             raise CheckpointError(
-                f"{path}: is at step {saved['step']}, beyond the training's {self.plan.total_steps}; raise train.epochs"
+                f"{path}: is at step {saved.step}, beyond the training's {self.plan.total_steps}; raise train.epochs"
             )
-        weights.load_into(self.model, saved["model"], str(path))
-        if self.ema is not None:  # a run that has averaged from now on only starts from the weights
-            weights.load_into(self.ema.model, saved.get("ema", saved["model"]), str(path))
+
+    def _restore_optimizer(self, saved: Saved, path: Path) -> None:
+        """Take over what the optimiser and the scaler have gathered; their settings are those of the configuration of now."""
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         try:
-            self.optimizer.load_state_dict(saved["optimizer"])
-        except (ValueError, KeyError) as error:
+            then, now = yaml.safe_load(saved.config)["optim"]["name"], self.cfg.optim.name
+            if then != now:
+                raise ValueError(f"{then}, now it is {now}")
+            self.optimizer.load_state_dict(saved.optimizer)
+            for param, gathered in self.optimizer.state.items():
+                if bad := [k for k, v in gathered.items() if isinstance(v, Tensor) and v.ndim and v.shape != param.shape]:
+                    raise ValueError(f"{bad[0]} has another shape than its weights")
+            if saved.scaler and self.scaler.is_enabled():  # a run may go on in another precision
+                self.scaler.load_state_dict(saved.scaler)
+        except Exception as error:  # on what is no state of an optimiser, torch raises anything
+            reason = str(error).partition("\n")[0]
             raise CheckpointError(
-                f"{path}: made for another optimiser ({error}); use the same config or a new run.dir"
+                f"{path}: made for another optimiser ({reason}); use the same config or a new run.dir"
             ) from error
-        if saved["scaler"] and self.scaler.is_enabled():  # a run may go on in another precision
-            self.scaler.load_state_dict(saved["scaler"])
-        self.step = saved["step"]
-        self.clock, self.window = Clock(**saved["clock"]), Sums(**saved["window"])
-        self.val, self.best = saved["val"], saved["best"]
+        for group, own in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(own)
+
+
+def _said(error: ValidationError | TypeError) -> str:
+    """Return what is wrong with a checkpoint's fields, and where."""
+    if isinstance(error, TypeError):
+        return "clock or window has other entries"
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

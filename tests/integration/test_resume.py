@@ -116,9 +116,10 @@ def test_a_run_goes_on_in_another_world(trainer: Any, tmp_path: Path) -> None:
 def test_a_finished_run_is_not_started_again(trainer: Any, tmp_path: Path) -> None:
     few = ("train.epochs=2st", "schedule.warmup=0st", f"run.dir={tmp_path / 'run'}")
     trainer.run(*few)
-    before = (tmp_path / "run" / "journal.jsonl").read_bytes()
-    assert "finished already at step 2" in trainer.run(*few)
-    assert (tmp_path / "run" / "journal.jsonl").read_bytes() == before
+    kept = [tmp_path / "run" / "journal.jsonl", tmp_path / "run" / "checkpoints" / "best.pt"]
+    before = [path.read_bytes() for path in kept]
+    assert "finished already at step 2 (top1 " in trainer.run(*few)
+    assert [path.read_bytes() for path in kept] == before
 
 
 def test_a_run_killed_while_it_finishes_is_finished_by_the_next_start(trainer: Any, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from pipeline.data.loader import eval_loader, train_loader
 from pipeline.data.pack import Settings, check, pack, target_size
 from pipeline.data.parallel import one_at_a_time
 from pipeline.data.quarantine import Entry, Quarantine
-from pipeline.errors import DataError, PipelineError, UsageError
+from pipeline.errors import DataError, PipelineError, TransientError, UsageError
 from pipeline.world import World
 
 SMALL_SHARDS = Settings(shard_images=7)
@@ -265,7 +265,7 @@ def test_a_full_disk_keeps_what_is_finished(small: Path, tmp_path: Path, monkeyp
         return written(file, name, data)  # type: ignore[arg-type]
 
     monkeypatch.setattr(packing, "_write_member", full_after_five)
-    with pytest.raises(UsageError, match="No space left on device; free space.+goes on after the finished shards"):
+    with pytest.raises(TransientError, match="No space left on device; free space.+goes on after the finished shards"):
         pack(small, tmp_path / "out", Settings(shard_images=2), tmp_path, 1)
     monkeypatch.undo()
     assert [path.name for path in (tmp_path / "out" / "train").glob("*.tar")] == ["train-000000.tar"]

@@ -1,4 +1,6 @@
 import os
+import resource
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.errors import CheckpointError, UsageError
+from pipeline.errors import CheckpointError, TransientError, UsageError
 from pipeline.model import resnet, weights
 from pipeline.model.resnet import ResNet
 
@@ -230,7 +232,7 @@ def test_a_failed_save_leaves_the_old_file(small: Make, tmp_path: Path, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UsageError, match="No space left on device"):
+    with pytest.raises(TransientError, match="No space left on device"):
         weights.save(small(), path, {"which": "new"})
     assert weights.load_metadata(path) == {"which": "old"}
     assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
@@ -240,3 +242,57 @@ def test_saving_where_no_folder_can_be_is_an_error_that_names_it(small: Make, tm
     (tmp_path / "none").touch()
     with pytest.raises(UsageError, match=r"none/w\.safetensors: can't write"):
         weights.save(small(), tmp_path / "none" / "w.safetensors", {})
+
+
+def bomb(path: Path) -> None:
+    """A file of torch.save, compressed as torch does not write it: 64 MB in 64 KB."""
+    torch.save({"w": torch.zeros(1 << 24)}, path)
+    with zipfile.ZipFile(path) as plain, zipfile.ZipFile(path.with_suffix(".new"), "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    path.with_suffix(".new").replace(path)
+
+
+class Bytes:
+    def __reduce__(self) -> tuple[object, ...]:
+        return bytearray, (1 << 26,)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        bomb,
+        lambda path: torch.save({"w": torch.zeros(1), "x": Bytes()}, path),
+        lambda path: torch.save({"w": torch.zeros(1), "x": Bytes()}, path, _use_new_zipfile_serialization=False),
+    ],
+)
+def test_files_that_would_unfold_in_memory_are_not_loaded(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "w.pt")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match=r"w.pt: cut short, damaged or not a file of weights"):
+        weights.load_state(tmp_path / "w.pt")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 << 10  # KiB
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_pipes_and_devices_are_refused_at_once(tmp_path: Path, suffix: str) -> None:
+    os.mkfifo(tmp_path / f"pipe{suffix}")
+    (tmp_path / f"zero{suffix}").symlink_to("/dev/zero")
+    for name in ("pipe", "zero"):
+        with pytest.raises(CheckpointError, match=f"{name}{suffix}: a directory, a pipe or a device"):
+            weights.load_state(tmp_path / f"{name}{suffix}")
+
+
+def test_a_flipped_bit_is_noticed(small: Make, tmp_path: Path) -> None:
+    torch.save(small().state_dict(), tmp_path / "w.pt")
+    data = bytearray((tmp_path / "w.pt").read_bytes())
+    data[data.index(small().state_dict()["bn1.weight"].numpy().tobytes())] ^= 1
+    (tmp_path / "w.pt").write_bytes(data)
+    with pytest.raises(CheckpointError, match="damaged"):
+        weights.load_state(tmp_path / "w.pt")
+
+
+def test_of_a_checkpoint_the_averaged_weights_count(small: Make, tmp_path: Path) -> None:
+    raw, averaged = small().state_dict(), small().state_dict()
+    torch.save({"format": 1, "model": raw, "ema": averaged}, tmp_path / "w.pt")
+    assert same(weights.load_state(tmp_path / "w.pt"), averaged)

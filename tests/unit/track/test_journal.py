@@ -105,14 +105,14 @@ def test_a_directory_that_cant_be_written_is_named(tmp_path):
 FULL = """
 import resource, sys
 from pathlib import Path
-from pipeline.errors import TrainingError
+from pipeline.errors import TransientError
 from pipeline.track.journal import Journal
 journal = Journal(Path(sys.argv[1]))
 journal.event("log", text="short")
 resource.setrlimit(resource.RLIMIT_FSIZE, (200, resource.RLIM_INFINITY))
 try:
     journal.event("log", text="x" * 1000)
-except TrainingError as error:
+except TransientError as error:
     print(error)
 journal.event("log", text="short too")
 """

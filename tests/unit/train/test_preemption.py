@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.train import rundir
 from pipeline.train.preemption import SIGNALS, StopFlag
 
 
@@ -33,6 +34,7 @@ def test_a_file_is_looked_for_every_tenth_step(tmp_path: Path) -> None:
 
 def test_the_time_limit(tmp_path: Path) -> None:
     with StopFlag(tmp_path, max_time_s=1e-9) as flag:
+        assert not flag.asked(0)  # each start does a step
         assert flag.asked(1) and "max_time" in flag.reason
     with StopFlag(tmp_path, max_time_s=1e9) as flag:
         assert not flag.asked(1)
@@ -51,3 +53,32 @@ with p.StopFlag(pathlib.Path({str(tmp_path)!r})) as flag:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 128 + signal.SIGTERM and "still here" not in done.stdout
+
+
+def test_only_a_stop_file_that_was_obeyed_goes(tmp_path: Path) -> None:
+    (tmp_path / "STOP").touch()
+    rundir.tidy(tmp_path)  # placed while the run was being restarted
+    flag = StopFlag(tmp_path)
+    assert flag.asked(0)
+    flag.obey()
+    assert (tmp_path / "STOP").exists() and not StopFlag(tmp_path).asked(0)
+    (tmp_path / "STOP").touch()
+    assert StopFlag(tmp_path).asked(0)
+    flag.obey()
+    rundir.tidy(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_named_stop_is_no_request(tmp_path: Path) -> None:
+    (tmp_path / "STOP").mkdir()
+    rundir.tidy(tmp_path)
+    assert not StopFlag(tmp_path).asked(0)
+
+
+def test_a_request_that_came_before_is_taken_over(tmp_path: Path) -> None:
+    found = signal.getsignal(signal.SIGTERM)
+    with StopFlag():
+        os.kill(os.getpid(), signal.SIGTERM)
+        with StopFlag(tmp_path) as flag:
+            assert flag.asked(1) and flag.signal == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == found

@@ -68,3 +68,14 @@ def test_directories_that_hold_something_else(tmp_path: Path) -> None:
     (tmp_path / "broken" / "run.json").write_text("{")
     with pytest.raises(UsageError, match="unreadable"):
         rundir.prepare(cfg(), tmp_path / "broken")
+
+
+@pytest.mark.parametrize(
+    "text", ["[1]", '{"uid": 3, "name": "x"}', '{"uid": "a", "name": null}', '{"uid": "../a", "name": "x"}', "\x00"]
+)
+def test_a_forged_run_json_is_one_line(tmp_path: Path, text: str) -> None:
+    rundir.prepare(cfg(f"run.dir={tmp_path}"), tmp_path)
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(UsageError, match=r"run.json or config.yaml is unreadable .*; choose a new run.dir$") as caught:
+        rundir.prepare(cfg(f"run.dir={tmp_path}"), tmp_path)
+    assert "\n" not in str(caught.value)
