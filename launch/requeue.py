@@ -157,13 +157,16 @@ def decide(folder: Folder, code: int) -> tuple[int, str]:
         found = _word(folder)
     except OSError as error:
         return code or TransientError.exit_code, f"{folder.path / _OUTCOME}: {error.strerror}"
+    killed = f"a task was killed (srun ended with {code})" if code > 128 else ""
     if found.get("code") in _BACK:
-        return found["code"], found["reason"] or "stopped before the training began"
+        reason = found["reason"] or "stopped before the training began"
+        trouble = killed and found["code"] == TransientError.exit_code  # which another task met because of that
+        return found["code"], f"{killed}; {reason}" if trouble else reason
     if found:
         return code or found["code"], ""
     if code == TransientError.exit_code:
         return code, "a task met trouble that may pass; its log says which"
-    return code, f"a task was killed (srun ended with {code})" if code > 128 else ""
+    return code, killed
 
 
 def main(run_dir: Path, code: int) -> int:

@@ -59,7 +59,7 @@ def test_nodes_that_do_not_come_together_are_no_end_for_good(folder: Folder, mon
 
     monkeypatch.setattr(job, "_run", apart)
     assert end(folder) == 69
-    assert requeue.decide(folder, 137) == (69, "the nodes did not come together")
+    assert requeue.decide(folder, 137) == (69, "a task was killed (srun ended with 137); the nodes did not come together")
 
 
 def test_a_node_that_is_late_brings_the_job_back(folder: Folder) -> None:
