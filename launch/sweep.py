@@ -27,7 +27,7 @@ from launch import agent, requeue, slurm, snapshot
 from launch.job import Task
 from launch.snapshot import Folder
 from pipeline import units
-from pipeline.config import Config, as_tree, digest, flat, load
+from pipeline.config import Config, Kind, as_tree, digest, flat, kind, load
 from pipeline.errors import ConfigError, Stopped, UsageError
 from pipeline.track.identity import TAGS, new_uid
 from pipeline.track.journal import JOURNAL, Journal
@@ -238,15 +238,10 @@ def configurations(sweep: Sweep) -> list[dict[str, Any]]:
         ConfigError: if a member's configuration can't be used.
     """
     every = [flat(json.loads(json.dumps(as_tree(sweep.cfg(index))))) for index in range(len(sweep.members))]
-    first, *others = [{key: value for key, value in one.items() if not _may_differ(key)} for one in every]
+    first, *others = [{key: value for key, value in one.items() if kind(key) is not Kind.RUNNING} for one in every]
     missing = "(not there)"
     rest = [{k: one.get(k, missing) for k in first | one if one.get(k, missing) != first.get(k, missing)} for one in others]
     return [first, *rest]
-
-
-def _may_differ(key: str) -> bool:
-    """Return whether a key may change between two starts of a sweep: results that are put side by side stay comparable."""
-    return bool(rundir.HARMLESS.match(key)) and not key.startswith("eval.") and key != "data.root"
 
 
 def _differences(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> str:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.compare.read import Curve, RunData
+from pipeline.config import Kind, kind
 from pipeline.errors import UsageError
-from pipeline.train.rundir import HARMLESS
 
 SEED = "seed"
 _LONGEST = 60  # characters of a group's name
@@ -167,7 +167,7 @@ def group_names(runs: Sequence[RunData], by: str | None) -> list[str]:
         if all(value is None for value in found):
             raise UsageError(f"--group-by {by}: no run has it; name a config key (optim.lr) or a tag")
         return [_text(value) for value in found]
-    learned = [{k: _text(v) for k, v in run.config.items() if k != SEED and not HARMLESS.match(k)} for run in runs]
+    learned = [{k: _text(v) for k, v in run.config.items() if k != SEED and kind(k) is not Kind.RUNNING} for run in runs]
     telling = _differing(learned, lambda key: True)
     described = [
         ", ".join(f"{key}={texts[i]}" for key, texts in telling.items()) or (run.config.get("run.name") or run.name)
