@@ -56,6 +56,9 @@ class State:
     best: dict[str, float] = field(default_factory=dict)
     examined: Examined | None = None
 
+    def __post_init__(self) -> None:
+        self.clock.devices = self.world.size
+
     @property
     def epoch(self) -> float:
         """Epochs done, with fractions."""
@@ -111,5 +114,5 @@ class State:
         if saved["scaler"] and self.scaler.is_enabled():  # a run may go on in another precision
             self.scaler.load_state_dict(saved["scaler"])
         self.step = saved["step"]
-        self.clock, self.window = Clock(**saved["clock"]), Sums(**saved["window"])
+        self.clock, self.window = self.clock.resumed(saved["clock"], saved["plan"]["world_size"]), Sums(**saved["window"])
         self.val, self.best = saved["val"], saved["best"]
