@@ -348,7 +348,7 @@ def _run(sweep: Sweep, children: Children, tags: Mapping[str, str], how: tuple[i
         overrides = [*sweep.fixed, *sweep.members[index], f"run.name={sweep.name}-{index}", f"run.dir={run_dir}"]
         command = [sys.executable, "-m", "launch", "local", str(sweep.config), *overrides]
         command += ["--nproc-per-node", str(agent.processes(nproc))]
-        own = {TAGS: json.dumps(tags | {MEMBER: str(index)})}
+        own = {TAGS: json.dumps(dict(tags) | {MEMBER: str(index)})}
         return children.run(command, sweep.folder / f"{index:03d}.log", env | own)
 
     wanted = unfinished(sweep)

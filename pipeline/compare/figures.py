@@ -136,7 +136,7 @@ def differences(runs: Sequence[RunData]) -> dict[str, dict[str, list[str]]]:
     facts = _facts(runs)
     return {
         "config": _differing(
-            [run.config | fact for run, fact in zip(runs, facts, strict=True)], lambda key: not key.startswith("run.")
+            [dict(run.config) | fact for run, fact in zip(runs, facts, strict=True)], lambda key: not key.startswith("run.")
         ),
         "code": _differing(tags, lambda key: bool(_CODE.match(key))),
         "environment": _differing(
