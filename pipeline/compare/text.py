@@ -129,7 +129,8 @@ def _groups(report: Report) -> str:
     corrected = correction(report)
     if not corrected:
         rows = [[*row[:7], *row[8:]] for row in rows]
-    notes = [f"Differences: {corrected}; their intervals hold all together (Bonferroni)"] if corrected else []
+    intervals = "their intervals hold all together (Bonferroni, stricter than Holm)"
+    notes = [f"Differences: {corrected}; {intervals}"] if corrected else []
     left_out = [text for group in report.pooled for text in group.left_out]
     notes += [f"Not finished, left out of the groups: {', '.join(left_out)}"] if left_out else []
     return "\n".join([table(rows, left=(0, len(rows[0]) - 1)), *notes])
