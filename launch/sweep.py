@@ -14,21 +14,23 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import BaseModel, Field
 
-from launch import agent, requeue, slurm, snapshot
+from launch import agent, parent, requeue, slurm, snapshot
 from launch.job import Task
 from launch.snapshot import Folder
 from pipeline import cpus, units
-from pipeline.config import Config, as_tree, digest, flat, load
+from pipeline.config import Config, Kind, as_tree, flat, kind, load
 from pipeline.errors import ConfigError, UsageError
 from pipeline.files import read_bytes
 from pipeline.track.identity import TAGS, new_uid
-from pipeline.track.journal import JOURNAL, Journal
+from pipeline.track.journal import JOURNAL
+from pipeline.track.lock import RunLock
+from pipeline.track.mapping import MEMBER, SWEEP
 from pipeline.track.runs import read_run
-from pipeline.track.uri import tracking_uri
 from pipeline.train import rundir
 from pipeline.train.children import Children
 
@@ -205,6 +207,12 @@ def render(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in table)
 
 
+class Written(BaseModel):
+    """What `sweep.json` says, as far as it is read again."""
+
+    configs: Annotated[list[dict[str, Any]], Field(min_length=1)]
+
+
 def remember(sweep: Sweep) -> None:
     """Write down what the sweep's members are, or check that they are those of the last time.
 
@@ -214,8 +222,8 @@ def remember(sweep: Sweep) -> None:
     path, now = sweep.folder / "sweep.json", configurations(sweep)
     if path.is_file():
         try:
-            before = json.loads(path.read_text(encoding="utf-8"))["configs"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            before = Written.model_validate_json(path.read_bytes()).configs
+        except (OSError, ValueError) as error:
             raise UsageError(f"{path}: does not say what its members were; choose another {sweep.naming}") from error
         if len(before) != len(now):
             raise UsageError(f"{sweep.folder}: holds another sweep, of {len(before)} members; choose another {sweep.naming}")
@@ -234,15 +242,10 @@ def configurations(sweep: Sweep) -> list[dict[str, Any]]:
         ConfigError: if a member's configuration can't be used.
     """
     every = [flat(json.loads(json.dumps(as_tree(sweep.cfg(index))))) for index in range(len(sweep.members))]
-    first, *others = [{key: value for key, value in one.items() if not _may_differ(key)} for one in every]
+    first, *others = [{key: value for key, value in one.items() if kind(key) is not Kind.RUNNING} for one in every]
     missing = "(not there)"
     rest = [{k: one.get(k, missing) for k in first | one if one.get(k, missing) != first.get(k, missing)} for one in others]
     return [first, *rest]
-
-
-def _may_differ(key: str) -> bool:
-    """Return whether a key may change between two starts of a sweep: results that are put side by side stay comparable."""
-    return bool(rundir.HARMLESS.match(key)) and not key.startswith("eval.") and key != "data.root"
 
 
 def _differences(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> str:
@@ -261,28 +264,14 @@ def unfinished(sweep: Sweep) -> list[int]:
     return [row["member"] for row in plan(sweep) if row["status"] != "FINISHED"]
 
 
-def parent(sweep: Sweep) -> dict[str, str]:
-    """Make the parent run in MLflow, once; return the tags that make a run its child.
+def begin(sweep: Sweep, status: str) -> dict[str, str]:
+    """Make the sweep's parent run and note its status; return the tags that make a run its child.
 
     Raises:
-        PipelineError: if the tracking store refuses.
+        PipelineError: if the folder can't be written.
     """
-    from pipeline.track.shipper import sync
-
-    cfg, made = sweep.cfg(0), sweep.folder / "parent"
-    made.mkdir(parents=True, exist_ok=True)
-    tags = {"sweep": sweep.name}
-    if not cfg.track.enabled:
-        return tags
-    if not (made / JOURNAL).is_file():
-        varying = {f"sweep.{n}": " ".join(one) for n, one in enumerate(sweep.members[:100])}
-        with Journal(made) as journal:
-            config = flat(as_tree(cfg)) | varying
-            about = tags | {"config.digest": digest(cfg), "sweep.members": str(len(sweep.members))}
-            journal.event("run", uid=new_uid(), name=sweep.name, config=config, plan={}, tags=about, resumed_from_step=None)
-            journal.event("status", status="FINISHED", reason="")
-    found = sync(made, tracking_uri(cfg.track, cfg.run.root), cfg.track.experiment)
-    return tags | {"mlflow.parentRunId": found.run_id}
+    cfg = sweep.cfg(0)
+    return parent.begin(sweep.folder, sweep.name, cfg, sweep.members, status) if cfg.track.enabled else {SWEEP: sweep.name}
 
 
 def run_here(sweep: Sweep, jobs: int, nproc: int | None) -> dict[int, int]:
@@ -290,10 +279,23 @@ def run_here(sweep: Sweep, jobs: int, nproc: int | None) -> dict[int, int]:
 
     Signals go on to the running members; those that were not started then count as stopped (75).
     """
-    env = os.environ | {TAGS: json.dumps(snapshot.tags() | parent(sweep))}
+    parent.directory(sweep.folder).mkdir(parents=True, exist_ok=True)
+    with RunLock(parent.directory(sweep.folder)):
+        tags = snapshot.tags() | begin(sweep, "RUNNING")
+        children, codes = Children(), dict[int, int]()
+        try:
+            codes |= _run(sweep, children, tags, (jobs, nproc))
+        finally:
+            parent.settle(sweep.folder, children.signal, codes)
+    return codes
+
+
+def _run(sweep: Sweep, children: Children, tags: Mapping[str, str], how: tuple[int, int | None]) -> dict[int, int]:
+    """Run the unfinished members, so many at a time with so many processes each; return each one's exit code."""
+    jobs, nproc = how
+    env = dict(os.environ)
     # Each member would take all cores for itself.
     env.setdefault("OMP_NUM_THREADS", str(max(1, cpus.available() // (jobs * agent.processes(nproc)))))
-    children = Children()
 
     def one(index: int) -> int:
         run_dir = sweep.run_dir(index)
@@ -301,7 +303,8 @@ def run_here(sweep: Sweep, jobs: int, nproc: int | None) -> dict[int, int]:
         overrides = [*sweep.fixed, *sweep.members[index], f"run.name={sweep.name}-{index}", f"run.dir={run_dir}"]
         command = [sys.executable, "-m", "launch", "local", str(sweep.config), *overrides]
         command += ["--nproc-per-node", str(agent.processes(nproc))]
-        return children.run(command, sweep.folder / f"{index:03d}.log", env)
+        own = {TAGS: json.dumps(dict(tags) | {MEMBER: str(index)})}
+        return children.run(command, sweep.folder / f"{index:03d}.log", env | own)
 
     wanted = unfinished(sweep)
     logs = slurm.shown(sweep.folder / "NNN.log")
@@ -324,6 +327,7 @@ def submit(sweep: Sweep, request: slurm.Request, parallel: int) -> dict[str, Any
 def _submit(sweep: Sweep, request: slurm.Request, parallel: int) -> dict[str, Any]:
     wanted = unfinished(sweep)
     if not wanted:
+        parent.settle(sweep.folder)
         raise UsageError(f"{sweep.folder}: every member has finished; change the sweep, or choose another {sweep.naming}")
     slurm.refuse_expansion(sweep.folder)
     slurm.refuse_secrets(request.cfg)
@@ -332,7 +336,7 @@ def _submit(sweep: Sweep, request: slurm.Request, parallel: int) -> dict[str, An
     folders = {index: Folder(sweep.run_dir(index).absolute()) for index in wanted}
     for folder in folders.values():
         slurm.refuse_a_second(folder)
-    tags, array = parent(sweep), Folder(sweep.folder / f"array-{time.strftime('%Y%m%d-%H%M%S')}-{new_uid()[:6]}")
+    tags, array = begin(sweep, "SCHEDULED"), Folder(sweep.folder / f"array-{time.strftime('%Y%m%d-%H%M%S')}-{new_uid()[:6]}")
     array.jobs.mkdir(parents=True)
     snapshot.copy_code(array)
     for index, folder in folders.items():
@@ -340,13 +344,13 @@ def _submit(sweep: Sweep, request: slurm.Request, parallel: int) -> dict[str, An
         rundir.choose(member.cfg)
         folder.path.mkdir(exist_ok=True)
         snapshot.take(member.cfg, folder.run_dir, plans[index].as_dict(), request.command)
-        slurm.keep(member, folder, slurm.Submitted("", "", tags))
+        slurm.keep(member, folder, slurm.Submitted("", "", tags | {MEMBER: str(index)}))
     snapshot.write_json(array.run_dir / requeue.MEMBERS, [str(folder.run_dir) for folder in folders.values()])
     cfg = sweep.cfg(wanted[0])
     first = replace(request, cfg=cfg.model_copy(update={"run": cfg.run.model_copy(update={"name": sweep.name})}))
     executor = slurm.executor(first, array, parallel)
     jobs = slurm.call(lambda: executor.map_array(Task.__call__, [Task(folder.run_dir) for folder in folders.values()]))
     for job, index in zip(jobs, wanted, strict=True):
-        sent = slurm.Submitted(str(job.job_id), str(array.jobs / f"{job.job_id}_0_log.out"), tags)
+        sent = slurm.Submitted(str(job.job_id), str(array.jobs / f"{job.job_id}_0_log.out"), tags | {MEMBER: str(index)})
         slurm.keep(replace(request, cfg=sweep.cfg(index)), folders[index], sent)
     return {"sweep": sweep.name, "folder": str(sweep.folder), "job": str(jobs[0].job_id).partition("_")[0], "members": wanted}

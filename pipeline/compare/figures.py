@@ -4,6 +4,7 @@ Not here: groups of runs (`statistics`), and how figures are shown (`text`, `htm
 """
 
 import math
+import os.path
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.compare.read import Curve, RunData
+from pipeline.config import Kind, kind
 from pipeline.errors import UsageError
-from pipeline.train.rundir import HARMLESS
+from pipeline.track.mapping import SWEEP
 
 SEED = "seed"
 _LONGEST = 60  # characters of a group's name
@@ -22,9 +24,12 @@ _SPEED = re.compile(r"(per|_mb)_s$")
 _RESULT = re.compile(r"^(val|train)/(?!(lr|epoch)$)")
 """Metrics that have a best value; rate and epoch are set, not reached."""
 _COMMIT_LENGTH = 12
+_PACKAGE = re.compile(r"^package\.")
 _CODE = re.compile(r"^git\.")
 # Tags that differ from run to run without saying anything about what was computed.
-_NOT_TELLING = re.compile(r"^(mlflow\.|run\.|config\.digest$|command$|resumed_from_step$|status\.|changed\.|world_size$)")
+_NOT_TELLING = re.compile(
+    r"^(mlflow\.|precision$|run\.|config\.digest$|command$|resumed_from_step$|status\.|changed\.|world_size$|sweep\.)"
+)
 
 
 @dataclass(frozen=True)
@@ -126,8 +131,13 @@ def _reached(run: RunData, metric: str, target: float) -> Reached | None:
 def differences(runs: Sequence[RunData]) -> dict[str, dict[str, list[str]]]:
     """Return what is not the same in all runs, as {"config" | "code" | "environment": {key: a text for each run}}."""
     tags = [_telling(run) for run in runs]
+    if not all(any(map(_PACKAGE.match, one)) for one in tags):  # one that recorded no package has not none installed
+        tags = [{key: text for key, text in one.items() if not _PACKAGE.match(key)} for one in tags]
+    facts = _facts(runs)
     return {
-        "config": _differing([run.config for run in runs], lambda key: not key.startswith("run.")),
+        "config": _differing(
+            [dict(run.config) | fact for run, fact in zip(runs, facts, strict=True)], lambda key: not key.startswith("run.")
+        ),
         "code": _differing(tags, lambda key: bool(_CODE.match(key))),
         "environment": _differing(
             [t | {"world_size": r.plan.get("world_size")} for t, r in zip(tags, runs, strict=True)],
@@ -167,13 +177,39 @@ def group_names(runs: Sequence[RunData], by: str | None) -> list[str]:
         if all(value is None for value in found):
             raise UsageError(f"--group-by {by}: no run has it; name a config key (optim.lr) or a tag")
         return [_text(value) for value in found]
-    learned = [{k: _text(v) for k, v in run.config.items() if k != SEED and not HARMLESS.match(k)} for run in runs]
-    telling = _differing(learned, lambda key: True)
-    described = [
-        ", ".join(f"{key}={texts[i]}" for key, texts in telling.items()) or (run.config.get("run.name") or run.name)
-        for i, run in enumerate(runs)
+    telling = _differing(_decisive(runs), lambda key: True)
+    own = [str(run.config.get("run.name") or run.name) for run in runs]
+    if not telling:
+        return [_common(own, [run.tags.get(SWEEP) for run in runs])] * len(runs)
+    return _short([", ".join(f"{key}={texts[i]}" for key, texts in telling.items()) for i in range(len(runs))], own)
+
+
+def _decisive(runs: Sequence[RunData]) -> list[dict[str, Any]]:
+    """Return for each run what its figures come from: what is learned and measured, but for the seed."""
+    facts = _facts(runs)
+    known = [{k: v for k, v in run.config.items() if k != SEED and kind(k) is not Kind.RUNNING} for run in runs]
+    if all("data.validation" in fact for fact in facts):
+        known = [{k: v for k, v in one.items() if k != "data.root"} for one in known]  # the same data may lie elsewhere
+    return [one | fact for one, fact in zip(known, facts, strict=True)]
+
+
+def _facts(runs: Sequence[RunData]) -> list[dict[str, str]]:
+    """Return what all of the runs have recorded beyond their configuration: the data's digests, the precision in effect."""
+    found = [
+        {f"data.{context}": digest[:8] for context, digest in run.datasets.items()}
+        | ({"precision": run.tags["precision"]} if "precision" in run.tags else {})
+        for run in runs
     ]
-    return _short(described, [str(run.config.get("run.name") or run.name) for run in runs])
+    shared = set.intersection(*map(set, found)) if found else set()
+    return [{key: text for key, text in one.items() if key in shared} for one in found]
+
+
+def _common(names: Sequence[str], sweeps: Sequence[str | None]) -> str:
+    """Return one name for runs that are one group: that of all, of their sweep, or what their names begin with."""
+    for every in (names, sweeps):
+        if len(set(every)) == 1 and every[0]:
+            return every[0]
+    return os.path.commonprefix(list(names)).rstrip("-_. ") or "all runs"
 
 
 def _short(described: Sequence[str], named: Sequence[str]) -> list[str]:

@@ -163,7 +163,7 @@ def watch(root: Path, every_s: float, clear: bool) -> None:
 def _living(root: Path, every_s: float, seen: set[str]) -> Iterator[list[RunInfo]]:
     """Yield, every `every_s` seconds, the runs that live or have lived since the first time; stop when none lives."""
     while True:
-        runs = list_runs(root)
+        runs = [run for run in list_runs(root) if not run.is_parent]
         seen |= {run.uid for run in runs if run.status == "RUNNING"}
         yield [run for run in runs if run.uid in seen]
         if not any(run.status == "RUNNING" for run in runs):

@@ -19,6 +19,7 @@ from pipeline.errors import UsageError
 from pipeline.track.curves import Points, add
 from pipeline.track.journal import JOURNAL, Record, check, lines, parse
 from pipeline.track.lock import in_use
+from pipeline.track.mapping import MEMBERS
 
 _log = logging.getLogger(__name__)
 Floats = NDArray[np.float64]
@@ -45,6 +46,7 @@ class RunData:
     """A run with everything it recorded.
 
     `worlds` says from which step on how many processes trained: (step, processes), rising.
+    `datasets` holds the digests of what was read: {"training" | "validation": digest}.
     `source` is the run directory, or the address of an MLflow store and the run's id there.
     """
 
@@ -57,6 +59,12 @@ class RunData:
     tags: Mapping[str, str] = field(default_factory=dict)
     curves: Mapping[str, Curve] = field(default_factory=dict)
     worlds: tuple[tuple[float, int], ...] = ((0.0, 1),)
+    datasets: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_parent(self) -> bool:
+        """Whether this is no training, but the run that the members of a sweep are children of."""
+        return MEMBERS in self.tags
 
     @property
     def step(self) -> int:
@@ -114,10 +122,17 @@ def read_journal(run_dir: Path) -> RunData:
         status="DIED" if dead else found.status,
         config=run["config"],
         plan=run["plan"],
-        tags=run["tags"] | _recorded(run_dir),
+        tags={key: str(text) for key, text in run["tags"].items()} | _recorded(run_dir),
         curves=curves(found.points),
         worlds=tuple(found.worlds),
+        datasets=_digests(run.get("datasets")),
     )
+
+
+def _digests(datasets: Any) -> dict[str, str]:
+    """Return the digests of the data sets of a "run" record; of one that has none, or something else there, none."""
+    there = [one for one in datasets if isinstance(one, dict)] if isinstance(datasets, list) else []
+    return {str(one["context"]): str(one["digest"]) for one in there if "context" in one and "digest" in one}
 
 
 def _recorded(run_dir: Path) -> dict[str, str]:

@@ -74,12 +74,18 @@ def make(runs: Sequence[RunData], wanted: Wanted) -> Report:
         groups=groups,
         baseline=baseline,
         pooled=pooled,
-        claims=[] if first is None else [statistics.compare(g, first, lower) for g in pooled if g is not first],
+        claims=[] if first is None else statistics.compare([g for g in pooled if g is not first], first, lower),
         front=statistics.pareto(
             [f.best.get(wanted.metric, math.nan) for f in measured], [_cost(f, wanted.cost) for f in measured], lower
         ),
         differences=figures.differences(runs),
     )
+
+
+def correction(report: Report) -> str:
+    """Return how the claims are corrected for their number, for people; empty where there is one at most."""
+    n = max((claim.comparisons for claim in report.claims), default=0)
+    return f"corrected for {n} comparisons (Holm)" if n > 1 else ""
 
 
 def _cost(found: Figures, name: str) -> float:
@@ -215,6 +221,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "runs": rows,
         "groups": [asdict(group) | {"n": group.n} for group in report.pooled],
         "claims": [asdict(claim) for claim in report.claims],
+        "correction": correction(report),
         "differences": report.differences,
     }
     return finite(found)  # type: ignore[no-any-return]

@@ -14,6 +14,7 @@ from pipeline.compare.store import Store
 from pipeline.config.schema import Track
 from pipeline.errors import UsageError
 from pipeline.track.journal import JOURNAL
+from pipeline.track.mapping import MEMBER, SWEEP
 from pipeline.track.runs import RunInfo, list_runs
 from pipeline.track.uri import sqlite_path, tracking_uri
 
@@ -67,11 +68,24 @@ def find(texts: Sequence[str], place: Place) -> list[RunData]:
     Raises:
         UsageError: if a text means no run, or what it means can't be read.
     """
-    found = [run for text in texts for run in _meant(text, place)] if texts else _all(place)
+    found = [run for text in texts for run in _in_order(_meant(text, place))] if texts else _in_order(_all(place))
     firsts: dict[str, RunData] = {}
     for run in found:
         firsts.setdefault(run.uid, run)
     return list(firsts.values())
+
+
+def _in_order(runs: list[RunData]) -> list[RunData]:
+    """Return the runs with the members of each sweep together, by their numbers: the first value comes first."""
+    places: dict[str, int] = {}
+    for i, run in enumerate(runs):
+        places.setdefault(run.tags.get(SWEEP, run.uid), i)
+    return sorted(runs, key=lambda run: (places[run.tags.get(SWEEP, run.uid)], _member(run)))
+
+
+def _member(run: RunData) -> int:
+    number = run.tags.get(MEMBER, run.name.rpartition("-")[2])  # older members have their number in the name only
+    return int(number) if SWEEP in run.tags and number.isdecimal() else 0
 
 
 def _all(place: Place) -> list[RunData]:
@@ -81,7 +95,7 @@ def _all(place: Place) -> list[RunData]:
         if name not in known:
             hint = f"there are {', '.join(known)}" if known else "give the --root or --uri of its runs"
             raise UsageError(f"--experiment {name}: no such experiment {_looked(place)}; {hint}")
-    here = [read_journal(run.run_dir) for run in place.journals if run.uid]
+    here = [read_journal(run.run_dir) for run in place.journals if run.uid and not run.is_parent]
     there = place.store.all(without={run.uid for run in here}) if place.store else []
     if not here and not there:
         raise UsageError(f"--experiment {', '.join(place.experiments)}: holds no run {_looked(place)}; train something first")
@@ -98,7 +112,7 @@ def _meant(text: str, place: Place) -> list[RunData]:
     is_folder = text != "" and _is_folder(directory)
     if is_folder and (a_path or (directory / JOURNAL).is_file()):
         return _below(directory) if place.source != "mlflow" else _shipped(directory, place)
-    here = [run for run in place.journals if run.uid and _matches(run, text)]
+    here = _trainings([run for run in place.journals if run.uid and _matches(run, text)])
     if here:
         return [read_journal(run.run_dir) for run in here]
     # What happens to be called like a run hides it only if there are runs in it.
@@ -119,9 +133,9 @@ def _is_folder(directory: Path) -> bool:
 
 
 def _below(directory: Path) -> list[RunData]:
-    if (directory / JOURNAL).is_file():
-        return [read_journal(directory)]
-    found = [read_journal(run.run_dir) for run in list_runs(directory) if run.uid]
+    if (directory / JOURNAL).is_file() and not (run := read_journal(directory)).is_parent:
+        return [run]
+    found = [read_journal(run.run_dir) for run in _trainings([run for run in list_runs(directory) if run.uid])]
     if not found:
         raise UsageError(f"{directory}: holds no run; give a run directory, or a folder of them")
     return found
@@ -129,11 +143,17 @@ def _below(directory: Path) -> list[RunData]:
 
 def _shipped(directory: Path, place: Place) -> list[RunData]:
     """Return what MLflow has of the runs in a directory."""
-    ids = [run.uid for run in list_runs(directory) if run.uid]
+    ids = [run.uid for run in _trainings([run for run in list_runs(directory) if run.uid])]
     found = [run for uid in ids for run in (place.store.find(uid) if place.store else [])]
     if not found:
         raise UsageError(f"{directory}: none of its runs is {_looked(place)}; python -m pipeline sync RUN_DIR brings them")
     return found
+
+
+def _trainings(runs: list[RunInfo]) -> list[RunInfo]:
+    """Return the runs without the parents of sweeps; where there are only parents, their members, which lie beside them."""
+    trained = [run for run in runs if not run.is_parent]
+    return trained or [run for one in runs for run in list_runs(one.run_dir.parent) if run.uid and not run.is_parent]
 
 
 def _matches(run: RunInfo, text: str) -> bool:

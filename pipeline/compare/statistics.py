@@ -5,9 +5,10 @@ Not here: where the numbers come from. SciPy does the mathematics.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
 
@@ -41,8 +42,9 @@ class Claim:
     """A group against the baseline.
 
     `difference` of the means with its 95 % interval, Welch's two-sided `p`, `effect` in pooled standard deviations
-    (Hedges' g). All but the difference are None where a group has n < 2, a value that is not finite, or neither has
-    any spread: then `verdict` claims nothing and says why.
+    (Hedges' g). Of `comparisons` claims in one table `corrected` is what counts: Holm's p, so that the chance of any
+    false claim is 5 % in all; the intervals then hold all together (Bonferroni). All but the difference are None where
+    a group has n < 2, a value that is not finite, or neither has any spread: then `verdict` claims nothing and says why.
     """
 
     group: str
@@ -53,6 +55,8 @@ class Claim:
     p: float | None
     effect: float | None
     verdict: str
+    corrected: float | None = None
+    comparisons: int = 1
 
 
 def pool(name: str, values: Sequence[float]) -> Group:
@@ -68,31 +72,61 @@ def pool(name: str, values: Sequence[float]) -> Group:
     return Group(name, tuple(values), mean, std, mean - half, mean + half)
 
 
-def compare(group: Group, baseline: Group, lower_is_better: bool) -> Claim:
-    """Test whether a group's mean differs from the baseline's.
+def compare(groups: Sequence[Group], baseline: Group, lower_is_better: bool) -> list[Claim]:
+    """Test whether the mean of each group differs from the baseline's, corrected for how many are tested.
+
+    Holm's correction of Welch's tests, not Dunnett's test, which needs the same spread in all groups.
 
     Source: Welch, "The generalization of 'Student's' problem when several different population variances are
-    involved", Biometrika 34 (1947).
+    involved", Biometrika 34 (1947); Holm, "A simple sequentially rejective multiple test procedure", Scand. J. Statist.
+    6 (1979).
     """
+    n = sum(not _reason_for_silence(group, baseline) for group in groups)
+    claims = [_compare(group, baseline, n) for group in groups]
+    tested = [claim for claim in claims if claim.p is not None]
+    corrected = dict(zip((c.group for c in tested), holm(np.array([c.p for c in tested])).tolist(), strict=True))
+    return [
+        claim
+        if claim.p is None
+        else replace(
+            claim,
+            corrected=corrected[claim.group],
+            verdict=_verdict(claim.difference, corrected[claim.group], lower_is_better),
+        )
+        for claim in claims
+    ]
+
+
+def _compare(group: Group, baseline: Group, comparisons: int) -> Claim:
     difference = group.mean - baseline.mean
     reason = _reason_for_silence(group, baseline)
     if reason:
-        return Claim(group.name, baseline.name, difference, None, None, None, None, f"no claim: {reason}")
+        return Claim(group.name, baseline.name, difference, None, None, None, None, f"no claim: {reason}", None, comparisons)
     from scipy import stats
 
     found = stats.ttest_ind(group.values, baseline.values, equal_var=False)
-    interval = found.confidence_interval(CONFIDENCE)
-    p = float(found.pvalue)
+    interval = found.confidence_interval(1 - (1 - CONFIDENCE) / comparisons)
     return Claim(
-        group.name,
-        baseline.name,
-        difference,
-        float(interval.low),
-        float(interval.high),
-        p,
-        hedges_g(group, baseline),
-        _verdict(difference, p, lower_is_better),
+        group=group.name,
+        baseline=baseline.name,
+        difference=difference,
+        low=float(interval.low),
+        high=float(interval.high),
+        p=float(found.pvalue),
+        effect=hedges_g(group, baseline),
+        verdict="",
+        comparisons=comparisons,
     )
+
+
+def holm(p: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return Holm's corrected p-values of float64[..., m]; the m of the last axis are one family."""
+    m = p.shape[-1]
+    order = np.argsort(p, axis=-1)
+    grown = np.take_along_axis(p, order, -1) * np.arange(m, 0, -1)
+    found = np.empty_like(p)
+    np.put_along_axis(found, order, np.minimum(np.maximum.accumulate(grown, axis=-1), 1), -1)
+    return found
 
 
 def _reason_for_silence(*groups: Group) -> str:

@@ -16,7 +16,7 @@ from pipeline.errors import PipelineError, UsageError
 from pipeline.redact import redact
 from pipeline.track import mapping
 from pipeline.track.curves import Points
-from pipeline.track.mapping import UID
+from pipeline.track.mapping import MEMBERS, SWEEP, UID
 from pipeline.track.tracker import connect
 from pipeline.track.uri import sqlite_path
 
@@ -48,7 +48,7 @@ class Store:
         Raises:
             UsageError: if the store can't be reached.
         """
-        return self._ask(lambda: [self._read(run) for run in self._search(text)])
+        return self._ask(lambda: [self._read(run) for run in self._members(self._search(text))])
 
     def all(self, without: Collection[str] = ()) -> list[RunData]:
         """Return the runs of the experiments, oldest first, but those with the uids in `without`.
@@ -56,7 +56,9 @@ class Store:
         Raises:
             UsageError: if the store can't be reached.
         """
-        return self._ask(lambda: [self._read(run) for run in self._found("") if _uid(run) not in without])
+        return self._ask(
+            lambda: [self._read(run) for run in self._found("") if _uid(run) not in without and not _is_parent(run)]
+        )
 
     def _ids(self, names: Sequence[str], here: Sequence[str]) -> list[str]:
         there = {e.name: str(e.experiment_id) for e in self._client.search_experiments()}
@@ -92,6 +94,17 @@ class Store:
                 yield from found
                 return
 
+    def _members(self, runs: Iterable[Any]) -> Iterator[Any]:
+        """Yield the runs, and for the parent of a sweep, where nothing else is there, its members."""
+        found = list(runs)
+        alone = all(map(_is_parent, found))
+        for run in found:
+            if not _is_parent(run):
+                yield run
+            elif alone:
+                members = self._search(f"tag:{SWEEP}={run.data.tags.get(SWEEP, '')}")
+                yield from (one for one in members if not _is_parent(one))
+
     def _read(self, run: Any) -> RunData:
         params = {key: _value(text) for key, text in run.data.params.items()}
         plan = {key.removeprefix("plan."): value for key, value in params.items() if key.startswith("plan.")}
@@ -108,6 +121,7 @@ class Store:
             tags=tags,
             curves=curves(points),
             worlds=((0.0, int(plan.get("world_size", 1))),),
+            datasets=_digests(run),
         )
 
     def _points(self, run_id: str, keys: Sequence[str]) -> Points:
@@ -128,9 +142,19 @@ class Store:
             ) from error
 
 
+def _is_parent(run: Any) -> bool:
+    return MEMBERS in run.data.tags
+
+
 def _uid(run: Any) -> str:
     """Return the id that a run has in its journal; of a run that is not ours, MLflow's."""
     return str(run.data.tags.get(UID, run.info.run_id))
+
+
+def _digests(run: Any) -> dict[str, str]:
+    """Return the digests of the data sets that a run has read, by context."""
+    inputs = run.inputs.dataset_inputs if run.inputs else []
+    return {tag.value: one.dataset.digest for one in inputs for tag in one.tags if tag.key == "mlflow.data.context"}
 
 
 def _from_database(database: Path, run_id: str, keys: Sequence[str]) -> Points:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pipeline import units
 from pipeline.compare import plot
 from pipeline.compare.figures import Figures
-from pipeline.compare.report import Report, label
+from pipeline.compare.report import Report, correction, label
 from pipeline.output import printable
 
 _FRACTION = re.compile(r"(^|/)(top\d|best_top\d|data_wait|tracking_wait|accuracy)$")
@@ -98,24 +98,42 @@ def _groups(report: Report) -> str:
     if not report.pooled or len(report.runs) == len(report.pooled) == 1:
         return ""
     metric = report.wanted.metric
-    heading = ["group", "n", f"mean {metric}", "95 % interval", "difference", "95 % interval", "p (Welch)", "g (Hedges)", ""]
+    heading = [
+        "group",
+        "n",
+        f"mean {metric}",
+        "95 % interval",
+        "difference",
+        "95 % interval",
+        "p (Welch)",
+        "p (Holm)",
+        "g (Hedges)",
+        "",
+    ]
     claims = {claim.group: claim for claim in report.claims}
     rows = [heading]
     for group in report.pooled:
         claim = claims.get(group.name)
-        about = [""] * 4 + ["baseline" if group.name == report.baseline else ""]
+        about = [""] * 5 + ["baseline" if group.name == report.baseline else ""]
         if claim is not None:
             about = [
                 number(metric, claim.difference),
                 _interval(metric, claim.low, claim.high),
                 "-" if claim.p is None else f"{claim.p:.3g}",
+                "-" if claim.corrected is None else f"{claim.corrected:.3g}",
                 "-" if claim.effect is None else f"{claim.effect:.2f}",
                 claim.verdict,
             ]
         mean = number(metric, group.mean)
         rows.append([group.name, str(group.n), mean, _of_mean(metric, group.low, group.high), *about])
+    corrected = correction(report)
+    if not corrected:
+        rows = [[*row[:7], *row[8:]] for row in rows]
+    intervals = "their intervals hold all together (Bonferroni, stricter than Holm)"
+    notes = [f"Differences: {corrected}; {intervals}"] if corrected else []
     left_out = [text for group in report.pooled for text in group.left_out]
-    return table(rows, left=(0, 8)) + (f"\nNot finished, left out of the groups: {', '.join(left_out)}" if left_out else "")
+    notes += [f"Not finished, left out of the groups: {', '.join(left_out)}"] if left_out else []
+    return "\n".join([table(rows, left=(0, len(rows[0]) - 1)), *notes])
 
 
 def _of_mean(metric: str, low: float | None, high: float | None) -> str:

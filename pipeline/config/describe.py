@@ -6,9 +6,10 @@ import types
 from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from pipeline.config.fields import Kind
+from pipeline.config.meaning import conditions, fields, kind, said
 from pipeline.config.schema import Config
 from pipeline.redact import redact
 from pipeline.units import Duration
@@ -36,23 +37,24 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def digest(cfg: Config) -> str:
-    """Return a short hash of what is learned: the configuration without the `run`, `track`, `dist` and `expect` groups."""
-    tree = {k: v for k, v in as_tree(cfg).items() if k not in ("run", "track", "dist", "expect")}
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
+    """Return a short hash of what is learned, and of nothing else."""
+    learned = {k: v for k, v in flat(as_tree(cfg)).items() if kind(k) is Kind.LEARNED}
+    return hashlib.sha256(json.dumps(learned, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def keys(model: type[BaseModel] = Config, prefix: str = "") -> list[dict[str, Any]]:
-    """Return each key as `{key, type, default, help}`."""
-    rows: list[dict[str, Any]] = []
-    for name, info in model.model_fields.items():
-        dotted = f"{prefix}{info.alias or name}"
-        kind = info.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            rows += keys(kind, dotted + ".")
-            continue
-        help_text = " ".join((info.description or "").split())
-        rows.append({"key": dotted, "type": _type(kind, info), "default": _plain(info.default), "help": help_text})
-    return rows
+def keys() -> list[dict[str, Any]]:
+    """Return each key as `{key, type, default, help, kind, only_if}`: what it decides, and what it needs for an effect."""
+    return [
+        {
+            "key": key,
+            "type": _type(info.annotation, info),
+            "default": _plain(info.default),
+            "help": " ".join((info.description or "").split()),
+            "kind": kind(key).value,
+            "only_if": [said(one) for one in conditions(info)],
+        }
+        for key, _, info in fields()
+    ]
 
 
 def describe() -> str:
@@ -64,8 +66,11 @@ def describe() -> str:
         if group != above:
             kind = Config.model_fields[group].annotation
             lines += ["", f"{group}: {kind.__doc__}"]
-        above = group
-        lines += [f"  {row['key']} = {json.dumps(row['default'])}  ({row['type']})", f"      {row['help']}"]
+        above, needed = group, [f"only with {one}" for one in row["only_if"]]
+        lines += [
+            f"  {row['key']} = {json.dumps(row['default'])}  ({', '.join([row['type'], *needed])})",
+            f"      {row['help']}",
+        ]
     return "\n".join(lines)
 
 

@@ -3,7 +3,9 @@
 Not here: the keys (`schema`, `sections`).
 """
 
-from typing import Annotated
+from dataclasses import dataclass
+from enum import Enum
+from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
@@ -20,8 +22,35 @@ Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
+class Kind(Enum):
+    """What a key decides: the weights (learned), the figures that they are given (measured), or neither (running)."""
+
+    LEARNED = "learned"
+    MEASURED = "measured"
+    RUNNING = "running"
+
+
+MEASURED, RUNNING = Kind.MEASURED, Kind.RUNNING
+
+
+@dataclass(frozen=True)
+class OnlyIf:
+    """Marks a key that has an effect only where one of `keys` is one of `values`; without values, where one of them is set.
+
+    Null, zero, an empty list and `none` count as not set. A key with two of these marks needs both.
+    """
+
+    keys: tuple[str, ...]
+    values: tuple[str, ...] = ()
+
+
+def only_if(key: str, *values: str) -> OnlyIf:
+    """Return the mark for `only_if("optim.name", "adamw", "lamb")` or `only_if("ema.decay or ema.half_life")`."""
+    return OnlyIf(tuple(key.split(" or ")), values)
+
+
 class Section(BaseModel):
-    """A frozen group of keys that refuses unknown ones."""
+    """A frozen group of keys that refuses unknown ones; `kind` is that of its keys, where they are not marked otherwise."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -32,3 +61,5 @@ class Section(BaseModel):
         validate_default=True,
         protected_namespaces=(),
     )
+
+    kind: ClassVar[Kind] = Kind.LEARNED

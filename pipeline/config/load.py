@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from pipeline.config.meaning import without_effect
 from pipeline.config.schema import Config
 from pipeline.errors import ConfigError
 from pipeline.files import read_bytes
@@ -46,18 +47,23 @@ def load(path: Path | str | None, overrides: Sequence[str] = ()) -> Config:
     """Read a configuration file and apply overrides such as `optim.lr=0.5`.
 
     Raises:
-        ConfigError: listing every problem with its file and line, the key, and the nearest known key.
+        ConfigError: listing every problem with its file and line, the key, and the nearest known key; keys without effect too.
     """
     source = Source()
     if path is not None:
         _read(Path(path), source, ())
     for text in overrides:
         _override(text, source)
-    return _validate(source)
+    cfg = _validate(source)
+    if idle := [f"{source.where(key)}: {key}: {what}" for key, what in without_effect(cfg).items()]:
+        raise ConfigError("\n".join(idle))
+    return cfg
 
 
 def loads(text: str, where: str, overrides: Sequence[str] = ()) -> Config:
     """Read a configuration from YAML text, which errors call `where`, and apply overrides.
+
+    Keys without effect are not refused: it is that of a run that there has been.
 
     Raises:
         ConfigError: as `load` does.

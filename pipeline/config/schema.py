@@ -4,11 +4,11 @@ Not here: the groups of a recipe (`sections`), reading files (`load`) and values
 """
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from pipeline.config.fields import Channels3, Fraction, Positive, Section, Steps
+from pipeline.config.fields import MEASURED, RUNNING, Channels3, Fraction, Positive, Section, Steps, only_if
 from pipeline.config.sections import Augment, Ema, Expect, Finetune, Loss, Mix, Optim, Resize, Schedule
 from pipeline.units import Duration
 
@@ -21,6 +21,8 @@ def _some_time(value: Duration) -> Duration:
 
 class Run(Section):
     """Where a run lives and what it is called."""
+
+    kind: ClassVar = RUNNING
 
     name: str = ""
     """Name in listings and in MLflow; empty: the name of the config file."""
@@ -42,13 +44,13 @@ class Run(Section):
 class Data(Section):
     """Images and how they become batches."""
 
-    root: Path | None = None
+    root: Annotated[Path | None, MEASURED] = None
     """Folder with `train/<class>/*` and `val/<class>/*`, ImageNet's layout."""
-    cache: Path | None = None
+    cache: Annotated[Path | None, RUNNING] = None
     """Where indexes of data roots are kept. Null: `$XDG_CACHE_HOME/image-pipeline` or `~/.cache/image-pipeline`."""
     executor: Literal["auto", "dali", "hybrid", "reference", "synthetic"] = "auto"
     """What makes batches: dali, hybrid (DALI and torch), reference (PIL), or synthetic. auto: dali on GPUs, else hybrid."""
-    device: Literal["auto", "cpu", "gpu"] = "auto"
+    device: Annotated[Literal["auto", "cpu", "gpu"], RUNNING] = "auto"
     """Where DALI decodes and resizes. auto: the GPU where training runs on one."""
     resolution: Positive = 224
     """Side of the square training images, in pixels."""
@@ -66,29 +68,29 @@ class Data(Section):
     """Mean of each channel (pixels scaled to 0-1) that normalisation takes off."""
     std: Channels3 = (0.229, 0.224, 0.225)
     """Standard deviation of each channel (pixels scaled to 0-1) that normalisation divides by."""
-    stage_from: str | None = None
+    stage_from: Annotated[str | None, RUNNING] = None
     """Folder or URL (s3://, https:// and what else fsspec knows) of a data root to copy to each node. Null: `data.root`."""
-    stage_to: Path | None = None
+    stage_to: Annotated[Path | None, RUNNING] = None
     """Folder on each node's own disk that the data root is copied to before training, and read from. Null: no copy."""
     order: Literal["full", "blocks"] = "full"
     """Shuffling in training: full, or shuffled runs of neighbours, for network file systems and spinning disks."""
-    block: Positive = 64
+    block: Annotated[Positive, only_if("data.order", "blocks")] = 64
     """Neighbouring images that are read together with `data.order=blocks`."""
-    window: Positive = 256
+    window: Annotated[Positive, only_if("data.order", "blocks")] = 256
     """Blocks whose images are shuffled among each other with `data.order=blocks`."""
-    quarantine: Path | None = None
+    quarantine: Annotated[Path | None, MEASURED] = None
     """List of bad images to leave out, as `data verify --quarantine` writes it."""
-    max_bad_fraction: Fraction = 0.001
+    max_bad_fraction: Annotated[Fraction, RUNNING] = 0.001
     """Share of a split's images that may be unreadable; they are replaced in training and left out in evaluation."""
-    threads: Positive = 4
+    threads: Annotated[Positive, RUNNING] = 4
     """Decoding threads of each process."""
-    prefetch: Positive = 2
+    prefetch: Annotated[Positive, RUNNING] = 2
     """Batches prepared ahead in each process."""
-    synthetic_train: Positive = 1_281_167
+    synthetic_train: Annotated[Positive, only_if("data.executor", "synthetic")] = 1_281_167
     """Number of training images that the synthetic executor pretends to have."""
-    synthetic_val: Positive = 50_000
+    synthetic_val: Annotated[Positive, only_if("data.executor", "synthetic")] = 50_000
     """Number of validation images that the synthetic executor pretends to have."""
-    synthetic_classes: Positive = 1000
+    synthetic_classes: Annotated[Positive, only_if("data.executor", "synthetic")] = 1000
     """Number of classes that the synthetic executor pretends to have."""
 
     @field_validator("crop_scale", "crop_ratio")
@@ -108,6 +110,8 @@ class Data(Section):
 
 class Eval(Section):
     """Evaluation: each validation image counted exactly once."""
+
+    kind: ClassVar = MEASURED
 
     resize: Positive = 256
     """Length that the shorter side is resized to, in pixels."""
@@ -159,7 +163,7 @@ class Model(Section):
     """Blur the input of every strided convolution with at least 16 input channels against aliasing (BlurPool)."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Stochastic depth: probability that an image skips the last residual branch; from zero at the first, it rises linearly."""
-    prior_bias: bool = False
+    prior_bias: Annotated[bool, only_if("loss.name", "binary_cross_entropy")] = False
     """Start the last layer's biases at -log(classes), where a sigmoid per class begins at the classes' share."""
 
 
@@ -189,19 +193,19 @@ class Train(Section):
     """Arithmetic: auto is bf16 where it is native and fp32 elsewhere; fp16 scales the loss; fp64 is for numeric checks."""
     channels_last: bool = True
     """Keep images and convolution weights in NHWC memory order."""
-    compile: bool = False
+    compile: Annotated[bool, RUNNING] = False
     """Compile the network with torch.compile."""
     deterministic: bool = False
     """Use only deterministic kernels, at some cost in speed on GPUs; the CPU is deterministic either way."""
-    log_every: Positive = 50
+    log_every: Annotated[Positive, RUNNING] = 50
     """Steps between two lines of log and two points of the training curves; an epoch has at least one."""
-    checkpoint_every: Steps = Duration(1, "ep")
+    checkpoint_every: Annotated[Steps, RUNNING] = Duration(1, "ep")
     """How often to save a checkpoint to resume from."""
-    keep_checkpoints: Positive = 2
+    keep_checkpoints: Annotated[Positive, RUNNING] = 2
     """Number of newest checkpoints kept; the best, and the one that the oldest kept knows as the best, are kept beside them."""
-    max_time: Annotated[float, Field(gt=0)] | None = None
+    max_time: Annotated[Annotated[float, Field(gt=0)] | None, RUNNING] = None
     """Seconds after which the training saves its state and stops with exit code 75, to be continued. Null: no limit."""
-    retry_s: Annotated[float, Field(ge=0)] = 60
+    retry_s: Annotated[float, Field(ge=0), RUNNING] = 60
     """Seconds to wait for trouble that may pass (a full disk, a lock of a dead host) before exiting with code 69."""
 
     @field_validator("checkpoint_every")
@@ -220,6 +224,8 @@ class Train(Section):
 class Dist(Section):
     """Communication between processes."""
 
+    kind: ClassVar = RUNNING
+
     timeout_s: Annotated[float, Field(gt=0)] = 300
     """Seconds after which a silent process is given up."""
     backend: Literal["auto", "nccl", "gloo"] = "auto"
@@ -228,6 +234,8 @@ class Dist(Section):
 
 class Launch(Section):
     """How `python -m launch` starts the training and brings it back."""
+
+    kind: ClassVar = RUNNING
 
     site: Path | None = None
     """File with the site's defaults for SLURM. Null: `image-pipeline/site.yaml` in `$XDG_CONFIG_HOME` or `~/.config`."""
@@ -243,6 +251,8 @@ class Launch(Section):
 
 class Track(Section):
     """Tracking in MLflow; the journal in the run directory is always written."""
+
+    kind: ClassVar = RUNNING
 
     model_config = ConfigDict(**{**Section.model_config, "validate_by_name": True, "serialize_by_alias": True})
 

@@ -4,18 +4,27 @@ Not here: the data, the network and the loop (`schema`).
 """
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.config.fields import Fraction, Positive, Section, Steps
+from pipeline.config.fields import RUNNING, Fraction, Positive, Section, Steps, only_if
 from pipeline.units import Duration
 
 NonNegative = Annotated[float, Field(ge=0)]
+_RANDAUGMENT = only_if("augment.policy", "randaugment")
+_MOMENTUM = only_if("optim.name", "sgd", "sgdw", "lars")
+_BINARY = only_if("loss.name", "binary_cross_entropy")
+_STEP = only_if("schedule.name", "step")
+_RAMP = only_if("resize.start")
+_AVERAGE = only_if("ema.decay or ema.half_life")
+_WARM = only_if("schedule.name", "cosine", "step", "poly", "constant")
 
 
 class Expect(Section):
     """What a run of this recipe should reach; one that leaves the band is warned of and goes on."""
+
+    kind: ClassVar = RUNNING
 
     images: Positive | None = None
     """Training images of the data set that the bands are for; another data set is not compared. Null: any data set."""
@@ -38,13 +47,13 @@ class Augment(Section):
     """Pixels by which an image is shifted at most in each direction: a random crop out of the padded image."""
     policy: Literal["none", "randaugment", "trivial", "autoaugment"] = "none"
     """Random operations: RandAugment (timm's, with inc1), TrivialAugmentWide or AutoAugment (torchvision's, for ImageNet)."""
-    n: Annotated[int, Field(gt=0, le=16)] = 2
+    n: Annotated[int, Field(gt=0, le=16), _RANDAUGMENT] = 2
     """RandAugment: operations for each image, 16 at most."""
-    magnitude: Annotated[float, Field(ge=0, le=10)] = 9
+    magnitude: Annotated[float, Field(ge=0, le=10), _RANDAUGMENT] = 9
     """RandAugment: strength of the operations, 0 to 10."""
-    std: NonNegative = 0.5
+    std: Annotated[NonNegative, _RANDAUGMENT] = 0.5
     """RandAugment: standard deviation of the strength."""
-    prob: Fraction = 0.5
+    prob: Annotated[Fraction, _RANDAUGMENT] = 0.5
     """RandAugment: probability that each of the operations is carried out."""
     jitter: tuple[NonNegative, NonNegative, NonNegative, Annotated[float, Field(ge=0, le=0.5)]] = (0.0, 0.0, 0.0, 0.0)
     """Colour jitter: largest change of brightness, contrast, saturation and hue, as in torchvision's ColorJitter."""
@@ -52,7 +61,7 @@ class Augment(Section):
     """Probability that an image loses its colour."""
     erase: Fraction = 0.0
     """Probability that a rectangle (2-33 % of the area) is replaced by the mean colour."""
-    fill: Literal["black", "mean"] = "black"
+    fill: Annotated[Literal["black", "mean"], only_if("augment.pad or augment.policy")] = "black"
     """Colour of what shifted, sheared and rotated images leave empty: black, or `data.mean`."""
 
     @property
@@ -66,11 +75,11 @@ class Resize(Section):
 
     start: Positive | None = None
     """Side of the training images at first, in pixels. Null: `data.resolution` from the start."""
-    begin: Steps = Duration(0, "ep")
+    begin: Annotated[Steps, _RAMP] = Duration(0, "ep")
     """When the images begin to grow; the size changes between epochs only."""
-    end: Steps = Duration(0, "ep")
+    end: Annotated[Steps, _RAMP] = Duration(0, "ep")
     """When they have reached `data.resolution`."""
-    multiple: Positive = 32
+    multiple: Annotated[Positive, _RAMP] = 32
     """Sizes on the way are rounded to multiples of this many pixels."""
 
     def check(self, resolution: int, length: Duration) -> None:
@@ -99,9 +108,9 @@ class Mix(Section):
     """Mixup: alpha of the Beta distribution of the share; 0: none."""
     cutmix: NonNegative = 0.0
     """CutMix: alpha of the Beta distribution of the area's share; 0: none."""
-    prob: Fraction = 1.0
+    prob: Annotated[Fraction, only_if("mix.mixup or mix.cutmix")] = 1.0
     """Probability that a micro-batch is mixed."""
-    switch_prob: Fraction = 0.5
+    switch_prob: Annotated[Fraction, only_if("mix.mixup"), only_if("mix.cutmix")] = 0.5
     """Probability of CutMix instead of mixup, where both are on."""
 
     @property
@@ -115,7 +124,7 @@ class Finetune(Section):
 
     weights: Path | None = None
     """Weights to start from: a checkpoint, or a .safetensors, .pt or .pth file, torchvision's and timm's too. Null: random."""
-    head: Literal["keep", "new"] = "keep"
+    head: Annotated[Literal["keep", "new"], only_if("finetune.weights")] = "keep"
     """Take the last layer's weights too, or start it anew (another number of classes)."""
     freeze: tuple[str, ...] = ()
     """Parts of the network that stay as they are, batch-norm statistics included: `[stem, layer1]` or a module's name."""
@@ -136,15 +145,17 @@ class Optim(Section):
     """Peak learning rate for a global batch of `optim.lr_per` images."""
     lr_per: Positive | None = 256
     """Global batch that `optim.lr` is stated for; the rate is scaled in proportion. Null: `optim.lr` is used as it is."""
-    momentum: Fraction = 0.875
+    momentum: Annotated[Fraction, _MOMENTUM] = 0.875
     """Momentum of sgd, sgdw and lars."""
-    nesterov: bool = False
+    nesterov: Annotated[bool, _MOMENTUM] = False
     """Use Nesterov's momentum (sgd, sgdw, lars)."""
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    betas: Annotated[
+        tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], only_if("optim.name", "adamw", "lamb")
+    ] = (0.9, 0.999)
     """Decay of the running mean and of the running square of the gradient (adamw, lamb)."""
-    eps: Annotated[float, Field(gt=0)] | None = None
+    eps: Annotated[Annotated[float, Field(gt=0)] | None, only_if("optim.name", "adamw", "lamb", "lars")] = None
     """Term that keeps divisions stable (adamw, lamb, lars). Null: the library's default."""
-    trust: Annotated[float, Field(gt=0)] = 0.001
+    trust: Annotated[float, Field(gt=0), only_if("optim.name", "lars")] = 0.001
     """Trust coefficient of lars."""
     weight_decay: NonNegative = 2**-15
     """Weight decay: added to the gradient as an L2 penalty (sgd, lars), or apart from it (sgdw, adamw, lamb)."""
@@ -165,19 +176,19 @@ class Schedule(Section):
 
     name: Literal["cosine", "step", "poly", "linear", "constant"] = "cosine"
     """Shape after the warm-up: cosine or polynomial to `schedule.end_lr`, steps, piecewise linear, or constant."""
-    warmup: Steps = Duration(5, "ep")
+    warmup: Annotated[Steps, _WARM] = Duration(5, "ep")
     """Length of the linear rise to the peak."""
-    warmup_lr: NonNegative | None = None
+    warmup_lr: Annotated[NonNegative | None, _WARM, only_if("schedule.warmup")] = None
     """Learning rate of the first step. Null: the rise begins one step after zero, as in Goyal et al."""
-    end_lr: NonNegative = 0.0
+    end_lr: Annotated[NonNegative, only_if("schedule.name", "cosine", "poly")] = 0.0
     """Learning rate that cosine and poly end at."""
-    milestones: tuple[Steps, ...] = ()
+    milestones: Annotated[tuple[Steps, ...], _STEP] = ()
     """step: when the rate is multiplied by `schedule.gamma`."""
-    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+    gamma: Annotated[float, Field(gt=0, le=1), _STEP] = 0.1
     """step: factor at each milestone."""
-    power: Annotated[float, Field(gt=0)] = 2.0
+    power: Annotated[float, Field(gt=0), only_if("schedule.name", "poly")] = 2.0
     """poly: exponent."""
-    points: tuple[tuple[Steps, NonNegative], ...] = ()
+    points: Annotated[tuple[tuple[Steps, NonNegative], ...], only_if("schedule.name", "linear")] = ()
     """linear: places and shares of the peak that straight lines join: `[[0ep, 0.0001], [2ep, 1], [16ep, 0]]`; no warm-up."""
 
     @model_validator(mode="after")
@@ -200,9 +211,9 @@ class Loss(Section):
     """Loss function; soft_cross_entropy insists on soft targets, binary_cross_entropy has one sigmoid per class."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the target's mass that is spread over all classes."""
-    threshold: Annotated[float, Field(ge=0, lt=1)] | None = None
+    threshold: Annotated[Annotated[float, Field(ge=0, lt=1)] | None, _BINARY] = None
     """binary_cross_entropy: targets above it count as 1, all others as 0. Null: targets stay soft."""
-    sum_classes: bool = False
+    sum_classes: Annotated[bool, _BINARY] = False
     """binary_cross_entropy: add up over the classes, instead of their mean."""
 
 
@@ -213,9 +224,9 @@ class Ema(Section):
     """Share of the average that each update keeps. Null, and no `ema.half_life`: no average."""
     half_life: Annotated[float, Field(gt=0)] | None = None
     """Optimiser steps after which a weight's share in the average has halved; instead of `ema.decay`."""
-    every: Positive = 1
+    every: Annotated[Positive, _AVERAGE] = 1
     """Optimiser steps between two updates; `ema.decay` is per update."""
-    warmup: Steps = Duration(0, "ep")
+    warmup: Annotated[Steps, _AVERAGE] = Duration(0, "ep")
     """How long the average just follows the weights."""
 
     @model_validator(mode="after")

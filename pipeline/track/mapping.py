@@ -12,6 +12,10 @@ from typing import Any
 from pipeline.track.journal import Record
 
 UID = "run.uid"
+MEMBERS = "sweep.members"
+"""Tag with the number of a sweep's members, of the run that they are children of; by it readers know that run."""
+SWEEP, MEMBER, PARENT = "sweep", "sweep.member", "sweep.parent"
+"""Tags of a member: the sweep's name, the member's number, and the uid of the run that it is a child of."""
 REASON = "status.reason"
 RUN_DIR = "run.dir"
 FAILED = "tracking.failed"

@@ -18,6 +18,7 @@ from pipeline.track.cursor import Cursor
 from pipeline.track.curves import collect
 from pipeline.track.journal import JOURNAL, Record, check, flaw, lines, parse
 from pipeline.track.lock import in_use
+from pipeline.track.mapping import MEMBERS
 from pipeline.units import seconds
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED", "SCHEDULED", "DIED"]
@@ -47,6 +48,11 @@ class RunInfo:
     last: dict[str, float] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_parent(self) -> bool:
+        """Whether this is no training, but the run that the members of a sweep are children of."""
+        return MEMBERS in self.tags
 
 
 def list_runs(root: Path) -> list[RunInfo]:
@@ -192,7 +198,9 @@ def _row(run: RunInfo) -> tuple[str, ...]:
     return (
         run.name,
         run.status,
-        f"{run.step}/{'?' if run.total_steps is None else run.total_steps}",
+        f"{run.tags[MEMBERS]} members"
+        if run.is_parent
+        else f"{run.step}/{'?' if run.total_steps is None else run.total_steps}",
         _percent(told.get("val_top1")),
         _percent(told.get("val_top5")),
         f"{told['images_per_s']:.1f}" if "images_per_s" in told else "-",

@@ -181,6 +181,21 @@ class Tracker:
             self._send(run_id, batch, lambda some: self._client.log_batch(run_id, tags=some), lambda t: f"tag {t.key}")
         self._inputs(run_id, record.get("datasets", ()))
         self._client.update_run(run_id, "RUNNING")
+        self._link(run_id, record)
+
+    def _link(self, run_id: str, record: Record) -> None:
+        """Put the members of a sweep under their parent, whichever of them comes here first."""
+        own = record["tags"]
+        if mapping.MEMBERS in own:
+            members = self._client.search_runs([self._experiment_id], f"tags.`{mapping.PARENT}` = '{record['uid']}'")
+            links = [(one.info.run_id, run_id) for one in members]
+        elif mapping.PARENT in own:
+            parents = self._client.search_runs([self._experiment_id], f"tags.`{mapping.UID}` = '{own[mapping.PARENT]}'")
+            links = [(run_id, one.info.run_id) for one in parents]
+        else:
+            return
+        for child, parent in links:
+            self._client.set_tag(child, "mlflow.parentRunId", parent)
 
     def _inputs(self, run_id: str, datasets: Sequence[dict[str, Any]]) -> None:
         """Store the data sets that a run reads; one that is there already stays as it is."""

@@ -4,17 +4,20 @@ Not here: what to print of it (`report`).
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Part = Literal["step_s", "data_s", "eval_s", "save_s"]
 
 
 @dataclass
 class Clock:
-    """Seconds of wall time spent in each part over all starts of the run, images trained on, and the GPUs' energy in J."""
+    """Seconds of wall time spent in each part over all starts of the run, images trained on, and the GPUs' energy in J.
+
+    `device_s` adds up the seconds times the processes that there were then; `devices` are those of now.
+    """
 
     step_s: float = 0.0
     data_s: float = 0.0
@@ -22,6 +25,8 @@ class Clock:
     save_s: float = 0.0
     images: int = 0
     energy_j: float = 0.0
+    device_s: float = 0.0
+    devices: int = 1
 
     @contextmanager
     def measure(self, part: Part) -> Iterator[None]:
@@ -30,7 +35,17 @@ class Clock:
         try:
             yield
         finally:
-            setattr(self, part, getattr(self, part) + time.perf_counter() - start)
+            spent = time.perf_counter() - start
+            setattr(self, part, getattr(self, part) + spent)
+            self.device_s += spent * self.devices
+
+    def resumed(self, saved: Mapping[str, Any], devices: int) -> "Clock":
+        """Return the clock that a checkpoint holds, to go on from; `devices` were there, if it is too old to say."""
+        clock = Clock(**saved)
+        if "device_s" not in saved:
+            clock.device_s = clock.total_s * devices
+        clock.devices = self.devices
+        return clock
 
     @property
     def train_s(self) -> float:

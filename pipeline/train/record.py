@@ -20,6 +20,7 @@ from pipeline.track.uri import tracking_uri
 from pipeline.train import outcome, package
 from pipeline.train.machines import Machines
 from pipeline.train.metrics import score
+from pipeline.train.precision import resolve
 from pipeline.train.preemption import StopFlag
 from pipeline.train.report import Reporter, say
 from pipeline.train.rundir import RunDir
@@ -58,7 +59,9 @@ class Record:
             name=self._run.name,
             config=flat(as_tree(cfg)),
             plan=state.plan.as_dict(),
-            tags=cfg.track.tags | identity.tags(state.world, digest(cfg), self._command),
+            tags=cfg.track.tags
+            | identity.tags(state.world, digest(cfg), self._command)
+            | {"precision": resolve(cfg.train, state.world.device)},
             datasets=outcome.datasets(state),
             resumed_from_step=None if self._run.fresh else state.step,
         )

@@ -173,7 +173,7 @@ def summary(state: State) -> dict[str, float]:
         **({"val_ema_top1": val["ema_top1"]} if "ema_top1" in val else {}),
         "seconds": clock.total_s,
         "train_seconds": clock.train_s,
-        "device_hours": clock.total_s * state.world.size / 3600,
+        "device_hours": clock.device_s / 3600,
         **({"energy_wh": clock.energy_j / 3600} if clock.energy_j else {}),
         **clock.rates(),
     }

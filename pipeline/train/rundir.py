@@ -11,7 +11,7 @@ from typing import Annotated
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.config import Config, as_tree, flat, to_yaml
+from pipeline.config import Config, Kind, as_tree, flat, kind, to_yaml
 from pipeline.errors import ConfigError, TransientError, UsageError
 from pipeline.files import write_atomically
 from pipeline.retry import may_pass
@@ -25,12 +25,6 @@ _OURS = ("run.lock", "config.yaml", "run.json", "STOP", "launch")
 
 _STAMP = re.compile(r"-\d{8}-\d{6}-([0-9a-f]{6})$")
 """The end of a directory that `choose` named; the run's id begins with it, so that one is found by the other."""
-HARMLESS = re.compile(
-    r"^(run|track|dist|launch|eval|expect)\."
-    r"|^data\.(root|stage_from|stage_to|cache|threads|prefetch|device|quarantine|max_bad_fraction)$"
-    r"|^train\.(log_every|checkpoint_every|keep_checkpoints|max_time|retry_s|compile)$"
-)
-"""Keys that may differ when a run is continued: they do not change what is learned."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +131,7 @@ def _recognise(cfg: Config, path: Path) -> RunDir:
         reason = " ".join(str(error).split())[:160]
         raise UsageError(f"{path}: run.json or config.yaml is unreadable ({reason}); choose a new run.dir") from error
     now = json.loads(json.dumps(flat(as_tree(cfg))))
-    changed = [k for k in now if k in before and before[k] != now[k] and not HARMLESS.match(k)]
+    changed = [k for k in now if k in before and before[k] != now[k] and kind(k) is Kind.LEARNED]
     if changed and not cfg.run.allow_changes:
         shown = ", ".join(f"{k} was {before[k]}, is {now[k]}" for k in changed[:4]) + (", ..." if len(changed) > 4 else "")
         raise ConfigError(

@@ -46,6 +46,7 @@ class _SavedPlan(_Checked):
     classes: Count
     global_batch: Count
     micro_batch: Count
+    world_size: Count
 
 
 class Saved(_Checked):
@@ -95,6 +96,9 @@ class State:
     best: dict[str, float] = field(default_factory=dict)
     examined: Examined | None = None
 
+    def __post_init__(self) -> None:
+        self.clock.devices = self.world.size
+
     @property
     def epoch(self) -> float:
         """Epochs done, with fractions."""
@@ -124,7 +128,8 @@ class State:
         """
         try:
             saved = Saved.model_validate(content)
-            clock, window = Clock(**saved.clock), Sums(**saved.window)  # type: ignore[arg-type]
+            clock = self.clock.resumed(saved.clock, saved.plan.world_size)
+            window = Sums(**saved.window)
         except (ValidationError, TypeError) as error:
             raise CheckpointError(f"{path}: {_said(error)}; use a checkpoint that this pipeline has written") from error
         self._check(saved, path)

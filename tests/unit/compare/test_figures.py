@@ -60,6 +60,47 @@ def test_runs_that_differ_in_seed_and_harmless_keys_are_one_group(write):
         group_names(runs, "nothing")
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"config": {"eval.flip": True}},
+        {"config": {"eval.crop": 160}},
+        {"config": {"data.root": "/b"}},
+        {"config": {"data.quarantine": "/bad.txt"}},
+        {"config": {"data.interpolation": "bicubic"}},
+        {"tags": {"precision": "bf16"}},
+        {"datasets": [{"context": "validation", "digest": "b"}]},
+    ],
+)
+def test_runs_that_are_measured_in_another_way_are_not_pooled(write, other):
+    usual = {
+        "config": {"eval.flip": False, "eval.crop": 224, "data.root": "/a", "data.quarantine": None, "data.interpolation": "x"},
+        "tags": {"precision": "fp32"},
+        "datasets": [{"context": "validation", "digest": "a"}] if "datasets" in other else [],
+    }
+    runs = [read_journal(write("a", [0.5], **usual))]
+    changed = {k: v | other.get(k, {}) if isinstance(v, dict) else other.get(k, v) for k, v in usual.items()}
+    runs.append(read_journal(write("b", [0.5], **changed)))
+    first, second = group_names(runs, None)
+    assert first != second
+
+
+def test_the_same_data_elsewhere_and_runs_of_other_names_are_pooled(write):
+    same = [{"context": "validation", "digest": "a"}]
+    runs = [
+        read_journal(
+            write(name, [0.5], config={"data.root": f"/{name}", "run.name": f"wide-{seed}", "seed": seed}, datasets=same)
+        )
+        for seed, name in enumerate("ab")
+    ]
+    assert group_names(runs, None) == ["wide", "wide"]
+
+
+def test_a_run_that_recorded_no_packages_differs_in_none(write):
+    one = read_journal(write("a", [0.5], tags={"package.torch": "2.14"}))
+    assert differences([one, read_journal(write("b", [0.5]))])["environment"] == {}
+
+
 def test_the_better_way_is_told_from_the_name():
     lower = (
         "val/loss",

@@ -157,3 +157,12 @@ def test_a_learning_rate_has_no_best(write):
     (heading, _) = report.as_csv(make([read_journal(directory)], Wanted())).splitlines()
     assert "best:train/top1" in heading and "last:train/lr" in heading
     assert "best:train/lr" not in heading and "best:train/epoch" not in heading
+
+
+def test_several_groups_say_that_they_are_corrected(six, write):
+    third = [write(f"more{seed}", [0.5, 0.75 + seed / 100], config={"seed": seed, "optim.lr": 0.3}) for seed in range(3)]
+    found = make([*six, *map(read_journal, third)], Wanted())
+    said = text.render(found)
+    assert "corrected for 2 comparisons (Holm)" in said and "p (Holm)" in said
+    assert report.as_json(found)["correction"] == "corrected for 2 comparisons (Holm)"
+    assert "Holm" not in text.render(make(six, Wanted()))

@@ -1,7 +1,9 @@
 import pytest
 
+from pipeline.compare.report import Wanted, make
 from pipeline.compare.select import Place, find
 from pipeline.errors import UsageError
+from pipeline.track.shipper import sync
 
 
 def names(runs):
@@ -41,3 +43,25 @@ def test_a_run_that_is_not_there(write, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="holds no run"):
         find([str(tmp_path / "empty")], Place(tmp_path / "runs"))
+
+
+def test_a_sweep_is_its_members_in_their_order(sweep, write, tmp_path):
+    place = Place(tmp_path / "runs", source="journal")
+    for text in (str(sweep), "tag:sweep=rates", "rates", str(sweep / "parent"), "parent-uid"):
+        found = find([text], place)
+        assert [run.tags["sweep.member"] for run in found] == list("012345"), text
+    found = make(find([str(sweep)], place), Wanted())
+    assert (found.baseline, found.groups) == ("optim.lr=0.1", ["optim.lr=0.1"] * 3 + ["optim.lr=0.2"] * 3)
+    assert list(found.differences["config"]) == ["seed", "optim.lr"] and not found.differences["environment"]
+    assert [claim.verdict for claim in found.claims] == ["better"]
+    write("alone", [0.5])
+    assert names(find([], Place(tmp_path / "runs", experiments=("default",)))).count("rates") == 0
+
+
+def test_a_sweep_in_mlflow_is_its_members(sweep, tmp_path, uri):
+    for directory in (sweep / "parent", *(sweep / f"{i:03d}" for i in (3, 0))):
+        sync(directory, uri, "tests")
+    place = Place(tmp_path / "runs", uri, source="mlflow")
+    for text in ("tag:sweep=rates", "rates", "parent-uid", str(sweep)):
+        assert [run.tags["sweep.member"] for run in find([text], place)] == ["0", "3"], text
+    assert len(find([], Place(tmp_path / "runs", uri, ("tests",), "mlflow"))) == 2

@@ -1,10 +1,18 @@
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
-from pipeline.compare.statistics import compare, hedges_g, pareto, pool
+from pipeline.compare import statistics
+from pipeline.compare.statistics import hedges_g, holm, pareto, pool
+
+
+def compare(group, baseline, lower_is_better):
+    (claim,) = statistics.compare([group], baseline, lower_is_better)
+    return claim
 
 
 def test_a_mean_and_its_interval():
@@ -66,3 +74,28 @@ def test_equal_values_have_no_spread_whatever_their_rounding():
     groups = [pool("a", [0.7] * 3), pool("b", [0.8] * 3)]
     assert groups[0].std != 0, "the rounding that this is about is gone"
     assert compare(groups[1], groups[0], lower_is_better=False).verdict.startswith("no claim: no spread over seeds")
+
+
+@pytest.mark.parametrize("spread", [np.ones(8), np.linspace(0.5, 2, 8)])
+def test_of_eight_equal_groups_one_in_twenty_tables_makes_a_false_claim(spread):
+    runs = np.random.default_rng(1).normal(size=(4000, 8, 5)) * spread[:, None]
+    p = stats.ttest_ind(runs[:, 1:], runs[:, :1], axis=-1, equal_var=False).pvalue
+    alone, family = (p < 0.05).any(-1).mean(), (holm(p) < 0.05).any(-1).mean()
+    assert alone > 0.15  # what would be claimed without the correction
+    assert family < 0.05 + 3 * math.sqrt(0.05 * 0.95 / len(runs))
+
+
+def test_holms_p_by_hand():
+    assert holm(np.array([0.04, 0.01, 0.03, 0.9])).tolist() == pytest.approx([0.09, 0.04, 0.09, 0.9])
+    assert holm(np.empty(0)).tolist() == [] and holm(np.array([0.04])).tolist() == [0.04]
+
+
+def test_verdicts_and_intervals_are_corrected_for_the_groups_that_are_tested():
+    base = pool("base", [0.70, 0.71, 0.72, 0.73])
+    group = [0.718, 0.728, 0.738, 0.748]
+    alone = compare(pool("new", group), base, lower_is_better=False)
+    assert alone.corrected == alone.p and alone.comparisons == 1
+    groups = [pool("new", group), pool("near", [0.70, 0.71, 0.72, 0.74]), pool("single", [0.9])]
+    first, _, single = statistics.compare(groups, base, lower_is_better=False)
+    assert first.comparisons == 2 and first.p == alone.p and first.corrected == pytest.approx(2 * first.p)
+    assert first.low < alone.low and single.corrected is None and single.verdict.startswith("no claim: single has n = 1")
