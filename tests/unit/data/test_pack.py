@@ -490,8 +490,9 @@ def _advice(
 def test_what_comes_is_asked_of_the_kernel_before_by_a_thread_of_its_own(
     order: str, packed: Path, image_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    where = (f"data.root={packed}", f"data.order={order}", "data.block=4", "data.window=2", "data.executor=reference")
-    cfg = image_config(*where, "data.prefetch=1")
+    where = (f"data.root={packed}", f"data.order={order}", "data.executor=reference")
+    blocks = ("data.block=4", "data.window=2") if order == "blocks" else ()
+    cfg = image_config(*where, *blocks, "data.prefetch=1")
     index, asked, taken = _advice(monkeypatch, cfg, World(), 8)
     assert len(taken) == 8
     assert {name[:10] for *_, name in asked} == {"read ahead"}
@@ -520,11 +521,11 @@ def test_neighbours_are_asked_for_as_one_run(packed: Path, monkeypatch: pytest.M
 
 def test_a_window_that_is_read_ahead_is_bounded(packed: Path, image_config: Callable[..., Config]) -> None:
     index = open_index(packed, "train", None)
-    data = image_config("data.block=4", "data.window=2").data
+    data = image_config("data.order=blocks", "data.block=4", "data.window=2").data
     assert window_batches(index, data, 2, 1) == 4
     assert window_batches(index, data, 2, 2) == 2
     assert window_batches(index, data, 16, 4) == 1
-    wide = image_config("data.block=1000", "data.window=1000").data
+    wide = image_config("data.order=blocks", "data.block=1000", "data.window=1000").data
     assert window_batches(index, wide, 2, 1) == 10
 
 
