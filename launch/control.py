@@ -67,7 +67,7 @@ def _listed(root: Path) -> list[Folder]:
 def _name(folder: Folder) -> str:
     """Return a run's name, or none if its configuration is gone: job id and directory find it still."""
     try:
-        return load(folder.config).run.name
+        return load(folder.config, strict=False).run.name
     except ConfigError:
         return ""
 

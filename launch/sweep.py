@@ -242,10 +242,15 @@ def configurations(sweep: Sweep) -> list[dict[str, Any]]:
         ConfigError: if a member's configuration can't be used.
     """
     every = [flat(json.loads(json.dumps(as_tree(sweep.cfg(index))))) for index in range(len(sweep.members))]
-    first, *others = [{key: value for key, value in one.items() if kind(key) is not Kind.RUNNING} for one in every]
+    first, *others = [{key: value for key, value in one.items() if not _may_differ(key)} for one in every]
     missing = "(not there)"
     rest = [{k: one.get(k, missing) for k in first | one if one.get(k, missing) != first.get(k, missing)} for one in others]
     return [first, *rest]
+
+
+def _may_differ(key: str) -> bool:
+    """Return whether a key may change between two starts of a sweep: a list of bad images may be needed to go on at all."""
+    return kind(key) is Kind.RUNNING or key == "data.quarantine"
 
 
 def _differences(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> str:

@@ -172,7 +172,7 @@ def config_diff(a: Path, b: Path, json_to: str | None) -> None:
     from pipeline.config import load
     from pipeline.config.diff import diff, render
 
-    found = diff(load(a), load(b))
+    found = diff(load(a, strict=False), load(b, strict=False))
     _emit(found, json_to, lambda: render(found, (str(a), str(b))))
 
 

@@ -37,7 +37,7 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def digest(cfg: Config) -> str:
-    """Return a short hash of what is learned, and of nothing else."""
+    """Return a short hash of the keys that decide what is learned (`Kind.LEARNED`), and of no others."""
     learned = {k: v for k, v in flat(as_tree(cfg)).items() if kind(k) is Kind.LEARNED}
     return hashlib.sha256(json.dumps(learned, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -64,8 +64,8 @@ def describe() -> str:
     for row in keys():
         group = row["key"].rpartition(".")[0]
         if group != above:
-            kind = Config.model_fields[group].annotation
-            lines += ["", f"{group}: {kind.__doc__}"]
+            section = Config.model_fields[group].annotation
+            lines += ["", f"{group}: {section.__doc__}"]
         above, needed = group, [f"only with {one}" for one in row["only_if"]]
         lines += [
             f"  {row['key']} = {json.dumps(row['default'])}  ({', '.join([row['type'], *needed])})",

@@ -3,6 +3,7 @@
 Not here: what keys there are (`schema`).
 """
 
+import copy
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -43,27 +44,24 @@ class Source:
         return self.origin.get(key, "defaults")
 
 
-def load(path: Path | str | None, overrides: Sequence[str] = ()) -> Config:
-    """Read a configuration file and apply overrides such as `optim.lr=0.5`.
+def load(path: Path | str | None, overrides: Sequence[str] = (), *, strict: bool = True) -> Config:
+    """Read a configuration file and apply overrides such as `optim.lr=0.5`; `strict` refuses keys without effect too.
 
     Raises:
-        ConfigError: listing every problem with its file and line, the key, and the nearest known key; keys without effect too.
+        ConfigError: listing every problem with its file and line, the key, and the nearest known key.
     """
     source = Source()
     if path is not None:
         _read(Path(path), source, ())
     for text in overrides:
         _override(text, source)
-    cfg = _validate(source)
-    if idle := [f"{source.where(key)}: {key}: {what}" for key, what in without_effect(cfg).items()]:
-        raise ConfigError("\n".join(idle))
-    return cfg
+    return _validate(source, strict)
 
 
 def loads(text: str, where: str, overrides: Sequence[str] = ()) -> Config:
     """Read a configuration from YAML text, which errors call `where`, and apply overrides.
 
-    Keys without effect are not refused: it is that of a run that there has been.
+    Keys without effect are not refused, as such text belongs to a run that there has been.
 
     Raises:
         ConfigError: as `load` does.
@@ -73,17 +71,37 @@ def loads(text: str, where: str, overrides: Sequence[str] = ()) -> Config:
     _merge(source, tree, "", {k: f"{where}:{n}" for k, n in lines.items()}, where)
     for override in overrides:
         _override(override, source)
-    return _validate(source)
+    return _validate(source, strict=False)
 
 
-def _validate(source: Source) -> Config:
+def _validate(source: Source, strict: bool) -> Config:
+    wrong: list[str] = []
+    cfg: Config | None
     try:
         cfg = Config.model_validate(source.tree)
     except ValidationError as error:
         source.problems += _explain_all(error, source)
-    if source.problems:
+        cfg, wrong = _what_is_right(source.tree, error)
+    if cfg and strict:
+        source.problems += [f"{source.where(key)}: {key}: {what}" for key, what in without_effect(cfg, wrong).items()]
+    if source.problems or not cfg:
         raise ConfigError("\n".join(dict.fromkeys(source.problems)))
     return cfg
+
+
+def _what_is_right(tree: Tree, error: ValidationError) -> tuple[Config | None, list[str]]:
+    """Return the configuration without the keys that are wrong, if there is one, and those keys."""
+    rest = copy.deepcopy(tree)
+    wrong = [_real_keys(tuple(map(str, one["loc"]))) for one in error.errors()]
+    for *groups, key in filter(None, wrong):
+        target: Any = rest
+        for group in groups:
+            target = target.get(group, {})
+        target.pop(key, None)
+    try:
+        return Config.model_validate(rest), [".".join(keys) for keys in wrong]
+    except ValidationError:  # of keys that do not fit together
+        return None, []
 
 
 def _read(path: Path, source: Source, above: tuple[Path, ...]) -> None:

@@ -1,6 +1,6 @@
 """What the keys of a configuration decide, and which of them have no effect; the schema's fields are marked with both."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cache
 from typing import Any
 
@@ -46,15 +46,19 @@ def said(condition: OnlyIf) -> str:
     return f"{keys}={' or '.join(condition.values)}" if condition.values else keys
 
 
-def without_effect(cfg: Config) -> dict[str, str]:
+def without_effect(cfg: Config, doubtful: Collection[str] = ()) -> dict[str, str]:
     """Return the keys that have no effect with what is chosen, each with what is wrong and the remedy.
 
-    Those at their default, or at nothing (zero, null, false), are left alone: so is a key that a file takes back.
+    A key at its default is left alone, so that a file can take back what its base says, and so is a length of nothing.
+    What depends on one of the `doubtful` keys or groups is not judged.
     """
     found = {}
     for key, _, info in fields():
         missing = [one for one in conditions(info) if not _holds(cfg, one)]
-        if missing and _is_set(value(cfg, key)) and value(cfg, key) != info.default:
+        if any(f"{k}.".startswith(f"{unsure}.") for one in missing for k in one.keys for unsure in doubtful):
+            continue
+        given = value(cfg, key)
+        if missing and given != info.default and (_is_set(given) or not isinstance(given, Duration)):
             now = ", ".join(f"{k}={_shown(value(cfg, k))}" for one in missing for k in one.keys)
             default = f"{key}={_shown(info.default)}"
             needed = " and ".join(map(said, missing))

@@ -50,7 +50,7 @@ class Data(Section):
     """Where indexes of data roots are kept. Null: `$XDG_CACHE_HOME/image-pipeline` or `~/.cache/image-pipeline`."""
     executor: Literal["auto", "dali", "hybrid", "reference", "synthetic"] = "auto"
     """What makes batches: dali, hybrid (DALI and torch), reference (PIL), or synthetic. auto: dali on GPUs, else hybrid."""
-    device: Annotated[Literal["auto", "cpu", "gpu"], RUNNING] = "auto"
+    device: Annotated[Literal["auto", "cpu", "gpu"], RUNNING, only_if("data.executor", "auto", "dali")] = "auto"
     """Where DALI decodes and resizes. auto: the GPU where training runs on one."""
     resolution: Positive = 224
     """Side of the square training images, in pixels."""
@@ -270,7 +270,7 @@ class Track(Section):
     """Keep pictures with the run: the first training batch, curves, the confusion matrix, the worst validation errors."""
     model: bool = True
     """Keep the final network as an MLflow model too: an exported graph with its signature, in a few seconds at the end."""
-    register_: str = Field(default="", alias="register")
+    register_: Annotated[str, only_if("track.model")] = Field(default="", alias="register")
     """Name in MLflow's model registry to add that model to; its alias `champion` moves there if `val_top1` is higher."""
     drain_s: Annotated[float, Field(ge=0)] = 60
     """Seconds that the end of a run waits for the tracking server to take what is left; `sync` ships the rest later."""

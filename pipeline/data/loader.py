@@ -157,7 +157,7 @@ def _dali(cfg: Config, job: Job) -> Loader:
 def _hybrid(cfg: Config, job: Job) -> Loader:
     _need_dali()
     if cfg.data.device == "gpu":
-        raise DataError("data.executor: hybrid decodes on the CPU; use data.device=cpu or auto, or data.executor=dali")
+        raise DataError("data.executor: hybrid decodes on the CPU; use data.device=auto, or data.executor=dali")
     from pipeline.data.hybrid import HybridExecutor
 
     return HybridExecutor(job)

@@ -6,7 +6,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import Config, all_keys, describe, digest, flat, keys, kind, load, to_yaml
+from pipeline.config import Config, all_keys, describe, digest, flat, keys, load, to_yaml
 from pipeline.config.describe import as_tree
 from pipeline.errors import ConfigError
 from pipeline.units import Duration
@@ -235,49 +235,3 @@ def test_aliases_that_stand_for_billions_of_values_are_refused(start: str, tmp_p
         lines.append(f"a{n}: &a{n} " + (f"{{q: {both}}}" if "{" in start else f"[{both}]"))
     (line,) = problems(write(tmp_path / "bomb.yaml", "\n".join(lines)))
     assert "bomb.yaml: its aliases stand for over 100,000 values" in line
-
-
-@pytest.mark.parametrize(
-    ("overrides", "key"),
-    [
-        (["loss.threshold=0.2"], "loss.threshold: has no effect with loss.name=cross_entropy"),
-        (["schedule.milestones=[30ep]"], "schedule.milestones: has no effect with schedule.name=cosine"),
-        (["optim.trust=0.01"], "optim.trust: has no effect with optim.name=sgd; set optim.name=lars, or remove it"),
-        (["optim.name=adamw", "optim.momentum=0.9"], "optim.momentum: has no effect with optim.name=adamw"),
-        (["ema.every=5"], "ema.every: has no effect with ema.decay=null, ema.half_life=null"),
-        (["mix.mixup=0.2", "mix.switch_prob=0.3"], "mix.switch_prob: has no effect with mix.cutmix=0.0"),
-        (["data.block=8"], "data.block: has no effect with data.order=full"),
-        (["schedule.warmup=0ep", "schedule.warmup_lr=0.1"], "schedule.warmup_lr: has no effect with schedule.warmup=0ep"),
-    ],
-)
-def test_a_key_without_effect_is_refused(overrides: list[str], key: str) -> None:
-    (line,) = problems(None, overrides)
-    assert line.startswith(f"command line: {key}") and "takes back what a base says" in line
-
-
-def test_a_key_at_its_default_or_at_nothing_takes_back_what_a_base_says(tmp_path: Path) -> None:
-    write(tmp_path / "base.yaml", "optim: {momentum: 0.9, nesterov: true}\n")
-    path = write(tmp_path / "c.yaml", "base: base.yaml\noptim: {name: adamw, momentum: 0.875, nesterov: false}\n")
-    assert load(path, ["augment.prob=0", "schedule.warmup=0ep"]).optim.name == "adamw"
-    write(tmp_path / "c.yaml", "base: base.yaml\noptim: {name: adamw}\n")
-    assert [line.split(": ")[1] for line in problems(path)] == ["optim.momentum", "optim.nesterov"]
-
-
-def test_what_a_key_decides_is_said_once() -> None:
-    assert digest(load(None, ["data.threads=1", "eval.flip=true", "data.root=/x", "launch.max_restarts=1"])) == digest(
-        load(None)
-    )
-    assert digest(load(None, ["data.flip=0"])) != digest(load(None))
-    told = {row["key"]: row["kind"] for row in keys()}
-    assert (told["eval.flip"], told["data.root"], told["optim.lr"], told["train.retry_s"]) == (
-        "measured",
-        "measured",
-        "learned",
-        "running",
-    )
-    assert [kind(key).value for key in ("track.tags.group", "expect.top1.90", "run.gone", "gone.key")] == [
-        "running",
-        "running",
-        "running",
-        "learned",
-    ]

@@ -129,7 +129,7 @@ def test_a_folder_holds_one_configuration(tmp_path: Path) -> None:
         return sweep.of_seeds(config, [f"run.root={tmp_path}", *more], None, [3, 5])
 
     sweep.remember(array("", "optim.lr=0.1"))
-    sweep.remember(array("", "optim.lr=0.1", "data.threads=3", "launch.max_requeues=7"))
+    sweep.remember(array("", "optim.lr=0.1", "data.threads=3", "launch.max_requeues=7", "data.quarantine=bad.tsv"))
     with pytest.raises(UsageError, match=r"member 0: optim.lr was 0.1, is 0.2\); choose another run.name"):
         sweep.remember(array("", "optim.lr=0.2"))
     with pytest.raises(UsageError, match=r"batch.global was \d+, is 64"):

@@ -91,6 +91,20 @@ def test_two_steps_change_what_they_should(path: Path, digits: Path, dataset: Da
     assert (state.ema is None) == (cfg.ema.keep is None)
 
 
+@pytest.mark.parametrize("path", RESNET50 + CIFAR10, ids=lambda p: p.stem)
+def test_the_documented_short_training_takes_it(path: Path) -> None:
+    """Load each recipe with the keys that docs/recipes.md adds to it for a short training."""
+    whole = load(path)
+    more = {
+        "step": "schedule.milestones=[50%,80%]",
+        "linear": "schedule.warmup=0ep schedule.points=[[0%,0.01],[15%,1],[100%,0]]",
+    }.get(whole.schedule.name, "")
+    ramp = "resize.start=24 resize.begin=1ep resize.end=2ep resize.multiple=8" if whole.resize.start else ""
+    text = Path("docs/recipes.md").read_text()
+    assert more in text and ramp in text
+    load(path, [*Path("configs/experiments/short.args").read_text().split(), *more.split(), *ramp.split()])
+
+
 def small(path: Path, digits: Path) -> Config:
     whole = load(path)
     more = ["model.bottlenecks=[8, 8]"] if path in RESNET50 else []
