@@ -22,7 +22,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
         directory.mkdir(parents=True)
         about = {"config": CONFIG | (config or {}), "plan": PLAN, "tags": {"host": "here"} | (tags or {})}
         with Journal(directory) as journal:
-            journal.event("run", uid=f"{name}-uid", name=name, **about, **more, resumed_from_step=None)
+            journal.event("run", uid=f"{name.replace('/', '-')}-uid", name=name, **about, **more, resumed_from_step=None)
             for i, accuracy in enumerate(accuracies):
                 step = 10 * (i + 1)
                 speed = {"perf/images_per_s": 100.0 + i, "perf/data_wait": 0.1}

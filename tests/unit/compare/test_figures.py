@@ -60,6 +60,12 @@ def test_runs_that_differ_in_seed_and_harmless_keys_are_one_group(write):
         group_names(runs, "nothing")
 
 
+def validated(digest):
+    """Return what a journal says of a validation split."""
+    counts = {"images": 10, "classes": 2}
+    return [{"name": "x/val", "digest": digest, "context": "validation", "source": "/x/val"} | counts]
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -69,14 +75,14 @@ def test_runs_that_differ_in_seed_and_harmless_keys_are_one_group(write):
         {"config": {"data.quarantine": "/bad.txt"}},
         {"config": {"data.interpolation": "bicubic"}},
         {"tags": {"precision": "bf16"}},
-        {"datasets": [{"context": "validation", "digest": "b"}]},
+        {"datasets": validated("b")},
     ],
 )
 def test_runs_that_are_measured_in_another_way_are_not_pooled(write, other):
     usual = {
         "config": {"eval.flip": False, "eval.crop": 224, "data.root": "/a", "data.quarantine": None, "data.interpolation": "x"},
         "tags": {"precision": "fp32"},
-        "datasets": [{"context": "validation", "digest": "a"}] if "datasets" in other else [],
+        "datasets": validated("a") if "datasets" in other else [],
     }
     runs = [read_journal(write("a", [0.5], **usual))]
     changed = {k: v | other.get(k, {}) if isinstance(v, dict) else other.get(k, v) for k, v in usual.items()}
@@ -86,7 +92,7 @@ def test_runs_that_are_measured_in_another_way_are_not_pooled(write, other):
 
 
 def test_the_same_data_elsewhere_and_runs_of_other_names_are_pooled(write):
-    same = [{"context": "validation", "digest": "a"}]
+    same = validated("a")
     runs = [
         read_journal(
             write(name, [0.5], config={"data.root": f"/{name}", "run.name": f"wide-{seed}", "seed": seed}, datasets=same)

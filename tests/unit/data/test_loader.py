@@ -118,6 +118,7 @@ def test_an_image_that_fails_is_named(
     loader = train_loader(cfg, plan, World(), dataset, 0) if split == "train" else eval_loader(cfg, World(), dataset.val)
     with pytest.raises(DataError) as failed:
         list(loader)
+        dataset.bad_train.share(World())  # in training all ranks stop together
     loader.close()
     message = str(failed.value)
     assert message.startswith(f"{path}: {reason}")
