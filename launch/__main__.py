@@ -1,7 +1,4 @@
-"""The command line of the launcher.
-
-Not here: training itself; every launcher ends in `python -m pipeline train`.
-"""
+"""The command line of the launcher."""
 
 import sys
 from typing import Any

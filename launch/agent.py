@@ -1,7 +1,4 @@
-"""The training processes of one node, under torchrun's elastic agent: started, restarted, signalled, and their outcome.
-
-Not here: what the processes do (`launch.worker`), and what is done about the outcome (`launch.job`).
-"""
+"""The training processes of one node, under torchrun's elastic agent: started, restarted, signalled, and their outcome."""
 
 import json
 import logging

@@ -1,7 +1,4 @@
-"""The launcher's SLURM commands: submitting, watching, ending and resubmitting jobs.
-
-Not here: work; each command reads its options and calls one function elsewhere.
-"""
+"""The launcher's SLURM commands: submitting, watching, ending and resubmitting jobs."""
 
 import sys
 from collections.abc import Callable
@@ -164,7 +161,7 @@ def cancel(runs: tuple[str, ...], root: Path) -> None:
 @click.command()
 @click.argument("run")
 @click.option("--root", type=_FILE, default="runs", show_default=True, help="Folder of run directories.")
-@click.option("--exclude", help="Nodes to keep off, such as node7,node9.")
+@click.option("--exclude", help="Nodes to exclude, such as node7,node9.")
 @click.option("--exclude-failed", is_flag=True, help="Keep off the nodes that the last job found unfit.")
 @click.option("--time", help="Another time limit.")
 @json_option

@@ -1,7 +1,4 @@
-"""Runs that were submitted: found by name, watched, cancelled, resubmitted.
-
-Not here: submitting for the first time (`launch.slurm`).
-"""
+"""Runs that were submitted: found by name, watched, cancelled, resubmitted."""
 
 import math
 import os

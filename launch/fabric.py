@@ -1,7 +1,4 @@
-"""Preflight over all nodes at once, under srun or torchrun: what each finds, whether they agree, how fast they exchange.
-
-Not here: the checks of one machine (`launch.preflight`).
-"""
+"""Preflight over all nodes at once, under srun or torchrun: what each finds, whether they agree, how fast they exchange."""
 
 import os
 import socket

@@ -1,7 +1,4 @@
-"""What a SLURM task runs: the elastic agent of its node (or one training process), and how that ended.
-
-Not here: requeueing, which the batch shell does when the tasks are gone (`launch.requeue`).
-"""
+"""What a SLURM task runs: the elastic agent of its node (or one training process), and how that ended."""
 
 import json
 import os

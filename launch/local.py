@@ -1,7 +1,4 @@
-"""Training processes on this machine alone.
-
-Not here: what the processes do.
-"""
+"""Training processes on this machine alone."""
 
 from collections.abc import Sequence
 

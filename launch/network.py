@@ -1,7 +1,4 @@
-"""Where this node is on the network: its address towards another, and the interface that has it.
-
-Not here: who meets where (`launch.job`, `launch.agent`).
-"""
+"""Where this node is on the network: its address towards another, and the interface that has it."""
 
 import fcntl
 import socket

@@ -1,6 +1,6 @@
 """What a job asks SLURM for: options from the command line over those of the site file.
 
-Not here: submitting (`launch.slurm`). No cluster's names or limits stand in the code; they belong into the site file.
+No cluster's names or limits stand in the code; they belong into the site file.
 """
 
 import os

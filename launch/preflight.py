@@ -1,6 +1,6 @@
 """Checks before a training: can this node, and each node of a job, do what the configuration asks for?
 
-Quick and harmless: it reads, and writes small files beside the run. Not here: mending what it finds.
+Quick and harmless: it reads, and writes small files beside the run.
 """
 
 import json
@@ -121,7 +121,7 @@ def gpus() -> Finding:
     for index in range(torch.cuda.device_count()):
         ones = torch.ones(1024, 1024, device=torch.device("cuda", index))
         if float((ones @ ones).sum()) != 1024.0**3:
-            return Finding("GPUs", "failed", f"GPU {index} of {socket.gethostname()} computes wrongly; keep off that node")
+            return Finding("GPUs", "failed", f"GPU {index} of {socket.gethostname()} returned wrong results; exclude this node")
     return Finding("GPUs", "ok", f"{torch.cuda.device_count()}")
 
 
@@ -218,7 +218,7 @@ def compare(folder: Path, expected: int, patience_s: float) -> None:
         write_json(folder.parents[1] / _FAILED, sorted(bad), PATIENCE_S)
         named = "; ".join(f"node {node}: {said}" for node, said in bad.items())
         kind = UsageError if problems(reports, [0.0] * len(reports)) else TransientError  # clocks are set right by themselves
-        raise kind(f"{named}; keep off with python -m launch resubmit --exclude-failed RUN_DIR")
+        raise kind(f"{named}; exclude them with python -m launch resubmit --exclude-failed RUN_DIR")
     (folder.parents[1] / _FAILED).unlink(missing_ok=True)  # of an earlier job, whose nodes may be fit again
 
 

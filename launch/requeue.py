@@ -1,7 +1,6 @@
 """What the batch script does when its tasks have ended: requeue the job, or let it end, and put down why.
 
 It runs in the batch shell after srun, so that it is there when a task or its node is not.
-Not here: training; it imports no torch.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Questions and requests to SLURM, through its own commands; it needs no accounting (`sacct`).
 
-Not here: submitting (`launch.slurm`), and what the answers mean for a run. It imports no torch, so that it is quick.
+It imports no torch, so that it is quick.
 """
 
 import re

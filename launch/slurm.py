@@ -1,7 +1,4 @@
-"""Submit trainings to SLURM through submitit: the only module that imports it.
-
-Not here: what the job does on its nodes (`launch.job`) and what follows its end (`launch.requeue`).
-"""
+"""Submit trainings to SLURM through submitit: the only module that imports it."""
 
 import os
 import shlex

@@ -1,6 +1,6 @@
 """What a job runs, frozen at submission in the run directory: code, configuration, plan, environment, command.
 
-The job imports the copy, so that editing the checkout changes no queued job. Not here: submitting.
+The job imports the copy, so that editing the checkout changes no queued job.
 """
 
 import json

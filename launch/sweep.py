@@ -1,7 +1,4 @@
-"""Sweeps: one training for each combination of values, here or as a SLURM array, grouped under a parent run in MLflow.
-
-Not here: single trainings (`launch.local`, `launch.slurm`).
-"""
+"""Sweeps: one training for each combination of values, here or as a SLURM array, grouped under a parent run in MLflow."""
 
 import itertools
 import json

@@ -1,7 +1,4 @@
-"""Training processes on several nodes without a scheduler, each node started by hand with the same command.
-
-Not here: what the processes do, and SLURM.
-"""
+"""Training processes on several nodes without a scheduler, each node started by hand with the same command."""
 
 import re
 from collections.abc import Sequence

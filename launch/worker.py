@@ -4,7 +4,7 @@ The agent restarts whatever does not exit with 0. Being done, stopped on request
 again are ends for good if all processes agree on them: they are noted in a folder that the agent's process reads, and become
 exit code 0. One that fails alone ends with its code, so that all are restarted, on every node; the restart finds what failed
 (`pipeline.train.failure`) and all agree. Nothing may change an end for good on the way out: the agents of other nodes have
-seen their workers end, and a restart would wait for them in vain. Not here: training.
+seen their workers end, and a restart would wait for them in vain.
 """
 
 import ctypes

@@ -1,6 +1,6 @@
 """The command line: each sub-command reads its options and calls one function elsewhere.
 
-Not here: work. Imports are inside the commands, so that `--help` needs no torch.
+Imports are inside the commands, so that `--help` needs no torch.
 """
 
 import os

@@ -1,7 +1,4 @@
-"""The error tree; it imports nothing, so that every module may raise from it.
-
-Not here: how errors are printed (`pipeline.__main__`).
-"""
+"""The error tree; it imports nothing, so that every module may raise from it."""
 
 
 class PipelineError(Exception):

@@ -1,7 +1,4 @@
-"""What checks of a machine found, for people and programs.
-
-Not here: the checks (`bench.doctor`, and the launcher's preflight).
-"""
+"""What checks of a machine found, for people and programs."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass

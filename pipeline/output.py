@@ -1,7 +1,4 @@
-"""What commands print: text for people, or JSON to where it was asked for.
-
-Not here: what is printed.
-"""
+"""What commands print: text for people, or JSON to where it was asked for."""
 
 import json
 from collections.abc import Callable

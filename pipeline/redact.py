@@ -1,6 +1,6 @@
 """Text without the credentials in it.
 
-Not here: where the text goes. Whatever is written or shown and may hold an address passes through here.
+Whatever is written or shown and may hold an address passes through here.
 """
 
 import re

@@ -1,7 +1,4 @@
-"""The roll call after a collective has failed: which ranks are left, and which answer no more.
-
-Not here: collectives, and forming the group (`world`).
-"""
+"""The roll call after a collective has failed: which ranks are left, and which answer no more."""
 
 import socket
 import threading

@@ -1,7 +1,4 @@
-"""Durations, sizes and rates for people: `"90ep"`, `"500st"`, `"10%"` to steps, bytes and seconds to text.
-
-Not here: what is a duration of what (`pipeline.config`).
-"""
+"""Durations, sizes and rates for people: `"90ep"`, `"500st"`, `"10%"` to steps, bytes and seconds to text."""
 
 import math
 import re

@@ -1,6 +1,6 @@
 """The commands `bench loader`, `bench scale-data` and `doctor`.
 
-Not here: work. Imports are inside the commands, so that `--help` needs no torch.
+Imports are inside the commands, so that `--help` needs no torch.
 """
 
 import sys

@@ -1,7 +1,4 @@
-"""One loader in a process of its own, which loads as many batches as it is told to on standard input.
-
-Not here: measuring (`loader`).
-"""
+"""One loader in a process of its own, which loads as many batches as it is told to on standard input."""
 
 import json
 import sys

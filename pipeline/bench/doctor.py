@@ -1,7 +1,4 @@
-"""Whether this installation can train: each part that training needs does a little of its work here.
-
-Not here: data, cluster and tracker of a training (the launcher's preflight), and how fast it is (`bench loader`).
-"""
+"""Whether this installation can train: each part that training needs does a little of its work here."""
 
 import platform
 import shutil

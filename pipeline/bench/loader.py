@@ -1,7 +1,4 @@
-"""Loaders against each other in one interleaved run: processor time, speed and memory of each.
-
-Not here: the loaders (`contestant`).
-"""
+"""Loaders against each other in one interleaved run: processor time, speed and memory of each."""
 
 import os
 import subprocess

@@ -1,7 +1,4 @@
-"""Photograph-like JPEGs for measurements: of the sizes and the compressibility of ImageNet's, the same every time.
-
-Not here: measuring.
-"""
+"""Photograph-like JPEGs for measurements: of the sizes and the compressibility of ImageNet's, the same every time."""
 
 import os
 from io import BytesIO

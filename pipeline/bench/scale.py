@@ -1,7 +1,4 @@
-"""What a data set of many images costs at the start of training: time and memory of opening, ordering, the first batch.
-
-Not here: reading images at speed (`loader`).
-"""
+"""What a data set of many images costs at the start of training: time and memory of opening, ordering, the first batch."""
 
 import json
 import os

@@ -1,7 +1,4 @@
-"""The command line of this room: `compare` and `runs`.
-
-Not here: work; imports are inside the command, so that `--help` is quick.
-"""
+"""The command line of this room: `compare` and `runs`."""
 
 import json
 import math

@@ -1,6 +1,6 @@
 """Conditions such as `val/top1 < baseline - 0.3%`: parsed by a grammar of its own, and evaluated for a run.
 
-Not here: what names stand for, and what happens when a condition holds. Nothing is ever executed.
+Nothing is ever executed.
 
     condition  = both { "or" both }
     both       = comparison { "and" comparison }

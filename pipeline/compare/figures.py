@@ -1,7 +1,4 @@
-"""What a run achieved and what it cost, and in what two runs differ: figures made from what was recorded.
-
-Not here: groups of runs (`statistics`), and how figures are shown (`text`, `html`).
-"""
+"""What a run achieved and what it cost, and in what two runs differ: figures made from what was recorded."""
 
 import math
 import os.path

@@ -1,7 +1,4 @@
-"""A comparison as one self-contained web page: tables and interactive curves, without a network.
-
-Not here: the figures themselves (`report`); what the page does with them is in `page.html`.
-"""
+"""A comparison as one self-contained web page: tables and interactive curves, without a network."""
 
 import json
 from importlib.resources import files

@@ -1,7 +1,4 @@
-"""The runs of a folder filtered, sorted, grouped, and followed while they live.
-
-Not here: reading journals (`track.runs`).
-"""
+"""The runs of a folder filtered, sorted, grouped, and followed while they live."""
 
 import math
 import operator

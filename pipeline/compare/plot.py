@@ -1,7 +1,4 @@
-"""Curves drawn with characters, for a terminal.
-
-Not here: which curves, and curves in a browser (`html`).
-"""
+"""Curves drawn with characters, for a terminal."""
 
 import string
 from collections.abc import Sequence

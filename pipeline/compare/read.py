@@ -1,7 +1,4 @@
-"""Runs as a comparison needs them: their curves as arrays, configuration, code, environment; read from journals.
-
-Not here: which runs are meant (`select`), MLflow's stores (`store`), and what the numbers say (`figures`).
-"""
+"""Runs as a comparison needs them: their curves as arrays, configuration, code, environment; read from journals."""
 
 import hashlib
 import json

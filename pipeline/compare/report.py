@@ -1,7 +1,4 @@
-"""A comparison: runs with their figures, groups, claims and front, and whether a condition holds for any of them.
-
-Not here: how it is shown (`text`, `html`).
-"""
+"""A comparison: runs with their figures, groups, claims and front, and whether a condition holds for any of them."""
 
 import csv
 import io

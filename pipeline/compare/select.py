@@ -1,7 +1,4 @@
-"""Which runs a command line means: directories, ids, names and tags, found in journals first and in MLflow then.
-
-Not here: what is read of them (`read`, `store`).
-"""
+"""Which runs a command line means: directories, ids, names and tags, found in journals first and in MLflow then."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

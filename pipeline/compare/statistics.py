@@ -1,6 +1,6 @@
 """Groups of runs pooled over seeds, whether one is really better than another, and which runs nothing beats.
 
-Not here: where the numbers come from. SciPy does the mathematics.
+SciPy does the mathematics.
 """
 
 import math

@@ -1,7 +1,4 @@
-"""Runs read from an MLflow store, as a comparison needs them.
-
-Not here: writing to MLflow (`pipeline.track.tracker`), and runs that have their journal at hand (`read`).
-"""
+"""Runs read from an MLflow store, as a comparison needs them."""
 
 import json
 import math

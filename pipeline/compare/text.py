@@ -1,7 +1,4 @@
-"""A comparison as text for a terminal: tables and an overlay of curves.
-
-Not here: the figures themselves (`report`).
-"""
+"""A comparison as text for a terminal: tables and an overlay of curves."""
 
 import math
 import re

@@ -1,7 +1,4 @@
-"""What separates two configurations.
-
-Not here: reading them (`load`).
-"""
+"""What separates two configurations."""
 
 from typing import Any
 

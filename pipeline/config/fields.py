@@ -1,7 +1,4 @@
-"""The kinds of value that configuration keys have, and the frozen group that they stand in.
-
-Not here: the keys (`schema`, `sections`).
-"""
+"""The kinds of value that configuration keys have, and the frozen group that they stand in."""
 
 from dataclasses import dataclass
 from enum import Enum

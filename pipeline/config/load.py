@@ -1,7 +1,4 @@
-"""Read configurations: files that build on each other (`base:`), overrides, and errors that name file, line and key.
-
-Not here: what keys there are (`schema`).
-"""
+"""Read configurations: files that build on each other (`base:`), overrides, and errors that name file, line and key."""
 
 import copy
 import difflib

@@ -1,7 +1,4 @@
-"""The schema of a configuration: every key with its type, default and meaning.
-
-Not here: the groups of a recipe (`sections`), reading files (`load`) and values derived from the world and the data (`plan`).
-"""
+"""The schema of a configuration: every key with its type, default and meaning."""
 
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self

@@ -1,7 +1,4 @@
-"""The groups of keys that make a recipe: augmentation, mixing, optimiser, schedule, loss, averaging, fine-tuning.
-
-Not here: the data, the network and the loop (`schema`).
-"""
+"""The groups of keys that make a recipe: augmentation, mixing, optimiser, schedule, loss, averaging, fine-tuning."""
 
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self

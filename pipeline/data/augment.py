@@ -1,6 +1,6 @@
 """Which operations augment each image of a batch, and with what strength: numpy, pure, from a position's random numbers.
 
-Not here: carrying them out (`pixels` on the CPU, `tensors` on a GPU).
+Out of scope: carrying them out (`pixels` on the CPU, `tensors` on a GPU).
 """
 
 from collections.abc import Callable

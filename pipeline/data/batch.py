@@ -1,7 +1,4 @@
-"""What a loader yields, and what every executor is given and has in common.
-
-Not here: how images are read (`dali`, `reference`, `synthetic`), and which executor is chosen (`loader`).
-"""
+"""What a loader yields, and what every executor is given and has in common."""
 
 import sys
 from abc import ABC, abstractmethod

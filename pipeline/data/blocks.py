@@ -1,7 +1,4 @@
-"""The training order: fully shuffled, or in shuffled runs of neighbouring samples for disks that dislike jumping about.
-
-Not here: random numbers (`order`), and reading anything.
-"""
+"""The training order: fully shuffled, or in shuffled runs of neighbouring samples for disks that dislike jumping about."""
 
 import numpy as np
 

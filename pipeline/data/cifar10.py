@@ -1,7 +1,7 @@
 """CIFAR-10's archives, in the python and the binary version, as a folder of PNGs in ImageNet's layout.
 
 The python version's files are pickles, which can run code; they are never unpickled: their opcodes are read as data, and
-only the pixels and the labels are taken out. Not here: anything about other data sets.
+only the pixels and the labels are taken out.
 
 Source: Krizhevsky 2009; the layouts are described at https://www.cs.toronto.edu/~kriz/cifar.html
 """

@@ -1,6 +1,6 @@
 """The commands `data index`, `data verify` and `data pack`.
 
-Not here: work. Imports are inside the commands, so that `--help` needs no torch.
+Imports are inside the commands, so that `--help` needs no torch.
 """
 
 import sys

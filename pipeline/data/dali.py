@@ -2,8 +2,6 @@
 
 Augmentation follows DALI: on the CPU with PIL, which is quicker than DALI's operations and like the reference to the bit
 (`pixels`), on the GPU with torch (`tensors`).
-
-Not here: random numbers, and any decision about an image, all of which are in its plan.
 """
 
 from collections import deque

@@ -1,7 +1,4 @@
-"""The two splits of a data set, checked against each other.
-
-Not here: what is in a split (`index`), and batches of it (`loader`).
-"""
+"""The two splits of a data set, checked against each other."""
 
 from dataclasses import dataclass
 from pathlib import Path

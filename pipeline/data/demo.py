@@ -1,7 +1,4 @@
-"""The embedded data set: the handwritten digits that scikit-learn ships, as a folder of JPEGs in ImageNet's layout.
-
-Not here: anything about other data sets.
-"""
+"""The embedded data set: the handwritten digits that scikit-learn ships, as a folder of JPEGs in ImageNet's layout."""
 
 import hashlib
 import json

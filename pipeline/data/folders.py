@@ -1,7 +1,4 @@
-"""Folders that appear whole or not at all.
-
-Not here: what is in them.
-"""
+"""Folders that appear whole or not at all."""
 
 import os
 import shutil

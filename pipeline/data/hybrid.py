@@ -1,7 +1,4 @@
-"""Executes plans on the CPU: DALI reads and decodes the boxes, torch resizes them; the cheapest way there.
-
-Not here: random numbers, and any decision about an image, all of which are in its plan.
-"""
+"""Executes plans on the CPU: DALI reads and decodes the boxes, torch resizes them; the cheapest way there."""
 
 from collections import deque
 from collections.abc import Generator, Iterator

@@ -1,7 +1,4 @@
-"""One image: which files count as images, their size and pixels by PIL, and what is wrong with a broken one.
-
-Not here: folders of images (`scan`), crops and batches.
-"""
+"""One image: which files count as images, their size and pixels by PIL, and what is wrong with a broken one."""
 
 import os
 from collections.abc import Callable

@@ -1,7 +1,4 @@
-"""What samples a split has: names, labels, sizes and places as arrays, opened by mmap so that ranks share them.
-
-Not here: finding the images (`scan`, `sources`), keeping the arrays (`store`), and in which order they are used (`order`).
-"""
+"""What samples a split has: names, labels, sizes and places as arrays, opened by mmap so that ranks share them."""
 
 import hashlib
 import os

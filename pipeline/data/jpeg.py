@@ -1,7 +1,4 @@
-"""The structure of JPEG files: their frame's size and kind from the first bytes, without decoding.
-
-Not here: pixels, and other formats (`image`).
-"""
+"""The structure of JPEG files: their frame's size and kind from the first bytes, without decoding."""
 
 from dataclasses import dataclass
 

@@ -1,7 +1,4 @@
-"""Loaders of training and evaluation batches: which plans they carry out, and with which executor.
-
-Not here: how a plan comes about (`order`, `plan`) and how it is executed (`dali`, `reference`, `synthetic`).
-"""
+"""Loaders of training and evaluation batches: which plans they carry out, and with which executor."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing

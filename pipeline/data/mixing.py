@@ -1,6 +1,6 @@
 """Which share of each image and label a micro-batch keeps when it is mixed, and CutMix's rectangle: numpy, pure.
 
-Not here: mixing (`recipe.mix`, on the device).
+Out of scope: mixing (`recipe.mix`, on the device).
 """
 
 import math

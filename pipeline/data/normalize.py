@@ -1,7 +1,4 @@
-"""From bytes to numbers that a network takes: the one place where pixels are normalised.
-
-Not here: anything that changes which pixels there are.
-"""
+"""From bytes to numbers that a network takes: the one place where pixels are normalised."""
 
 from collections.abc import Sequence
 

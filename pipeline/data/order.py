@@ -1,7 +1,4 @@
-"""Which sample stands at a position of the training order: counter-based random numbers and a keyed permutation.
-
-Not here: what is done with a sample (`plan`), and any state: every function depends on its arguments alone.
-"""
+"""Which sample stands at a position of the training order: counter-based random numbers and a keyed permutation."""
 
 import math
 from collections.abc import Iterator

@@ -1,7 +1,4 @@
-"""Packs: a data set as plain WebDataset tar shards with an index of where each sample's bytes are.
-
-Not here: reading from shards while training (`shards`), and how an index lies on the disk (`store`).
-"""
+"""Packs: a data set as plain WebDataset tar shards with an index of where each sample's bytes are."""
 
 import hashlib
 import json

@@ -1,7 +1,4 @@
-"""Work shared out among threads with the results in order, and one process at a time in a folder.
-
-Not here: what the work is.
-"""
+"""Work shared out among threads with the results in order, and one process at a time in a folder."""
 
 import fcntl
 import os

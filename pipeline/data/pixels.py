@@ -1,7 +1,4 @@
-"""Carries augmentations out with PIL, one image at a time, and for whole batches in threads.
-
-Not here: which ones (`augment`), and the same for batches on a GPU (`tensors`).
-"""
+"""Carries augmentations out with PIL, one image at a time, and for whole batches in threads."""
 
 import math
 from collections import deque

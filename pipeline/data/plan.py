@@ -1,7 +1,4 @@
-"""What happens to each image of a batch: its crop, the size it is resized to, its flip.
-
-Not here: reading or touching pixels (the executors), and random numbers that depend on anything but a position (`order`).
-"""
+"""What happens to each image of a batch: its crop, the size it is resized to, its flip."""
 
 import math
 from dataclasses import dataclass

@@ -1,7 +1,4 @@
-"""Which samples of a split are known to be bad, and what stands in for them.
-
-Not here: finding out what is wrong with an image (`index`, `verify`).
-"""
+"""Which samples of a split are known to be bad, and what stands in for them."""
 
 import errno
 import os

@@ -1,7 +1,4 @@
-"""Executes plans with PIL and torchvision in threads: what DALI is checked against, and used where DALI does not run.
-
-Not here: random numbers, and any decision about an image, all of which are in its plan.
-"""
+"""Executes plans with PIL and torchvision in threads: what DALI is checked against, and used where DALI does not run."""
 
 from collections import deque
 from collections.abc import Generator

@@ -1,7 +1,4 @@
-"""The side of training images over time, a pure function of the epoch.
-
-Not here: resizing (the executors take the size from each batch's plan).
-"""
+"""The side of training images over time, a pure function of the epoch."""
 
 from collections.abc import Callable
 

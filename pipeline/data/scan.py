@@ -1,7 +1,4 @@
-"""Walk a folder of class folders as torchvision's ImageFolder does, and read the images' sizes.
-
-Not here: keeping what was found (`index`).
-"""
+"""Walk a folder of class folders as torchvision's ImageFolder does, and read the images' sizes."""
 
 import errno
 import fcntl

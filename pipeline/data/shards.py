@@ -1,7 +1,4 @@
-"""Samples inside tar shards: where each one's bytes are, and views of them that copy nothing.
-
-Not here: writing shards (`pack`) and listing foreign ones (`sources`).
-"""
+"""Samples inside tar shards: where each one's bytes are, and views of them that copy nothing."""
 
 import errno
 import mmap

@@ -1,7 +1,4 @@
-"""Where the images of a split are listed: class folders, a CSV file, or WebDataset tars made elsewhere.
-
-Not here: reading images (`scan`), and packs of our own, which bring an index (`store`).
-"""
+"""Where the images of a split are listed: class folders, a CSV file, or WebDataset tars made elsewhere."""
 
 import csv
 import io

@@ -1,7 +1,4 @@
-"""Copies a data set to a node's own disk: once a node, resumed where it was interrupted, and compared with what was sent.
-
-Not here: what is in the data set.
-"""
+"""Copies a data set to a node's own disk: once a node, resumed where it was interrupted, and compared with what was sent."""
 
 import fcntl
 import hashlib

@@ -146,7 +146,7 @@ def _narrow(array: NDArray[Any]) -> NDArray[Any]:
 def load(place: Path, folder: Path) -> tuple[Meta, Arrays] | None:
     """Return what was saved, arrays as read-only maps, or None if there is none, or it is out of date.
 
-    Every byte is compared with its checksum: 1.3 million images take 20 ms, 100 million 1.5 s.
+    Every byte is compared with its checksum; docs/performance.md says what that costs.
 
     Raises:
         DamagedError: if it is not as it was written.

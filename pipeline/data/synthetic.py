@@ -1,7 +1,4 @@
-"""Batches from nowhere, for benchmarks: the same random images again and again, with the labels of a made-up data set.
-
-Not here: anything that reads a file.
-"""
+"""Batches from nowhere, for benchmarks: the same random images again and again, with the labels of a made-up data set."""
 
 from collections.abc import Generator
 from pathlib import Path

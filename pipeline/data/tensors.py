@@ -1,7 +1,7 @@
 """Carries augmentations out on whole batches of tensors, where the batch already is: on a GPU.
 
 Images of a batch that get the same operation are done together, each with its own strength, in the arithmetic of
-PIL, so that `pixels` gives the same up to rounding. Not here: which operations (`augment`).
+PIL, so that `pixels` gives the same up to rounding.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,4 @@
-"""Finds every bad image of a data set: by its header and size, and by decoding it.
-
-Not here: leaving bad images out (`quarantine`).
-"""
+"""Finds every bad image of a data set: by its header and size, and by decoding it."""
 
 import os
 import time

@@ -1,7 +1,5 @@
 """The paper's degradation experiment: what depth does to plain and to residual networks, drawn from finished runs.
 
-Not here: training them (`sweep`).
-
 Source: He et al. 2015, figure 6, tables 2 and 3 (https://arxiv.org/abs/1512.03385).
 """
 

@@ -1,7 +1,4 @@
-"""A set of runs from one file: a configuration, and what each run changes in it.
-
-Not here: the runs themselves, which are processes of `pipeline train`, and what is drawn from them (`degradation`).
-"""
+"""A set of runs from one file: a configuration, and what each run changes in it."""
 
 import os
 import sys

@@ -1,7 +1,5 @@
 """The building blocks of residual and plain networks: shortcuts, basic and bottleneck blocks.
 
-Not here: how many of them a network has and how it starts (`resnet`).
-
 Source: Deep Residual Learning for Image Recognition, https://arxiv.org/abs/1512.03385
 """
 

@@ -1,7 +1,5 @@
 """The residual networks of He et al. 2015, and the plain ones they are compared with, under torchvision's parameter names.
 
-Not here: choosing a network by its name in a configuration (`zoo`) and files of weights (`weights`).
-
 Source: Deep Residual Learning for Image Recognition, https://arxiv.org/abs/1512.03385
 """
 

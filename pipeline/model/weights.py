@@ -1,6 +1,6 @@
 """Files of weights: safetensors out and in, PyTorch's own format in, and loading them into a network strictly.
 
-Not here: checkpoints to resume training from (`train.checkpoint`). Nothing here runs code out of a file.
+Nothing here runs code out of a file.
 """
 
 import mmap

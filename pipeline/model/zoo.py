@@ -1,7 +1,4 @@
-"""Networks by name: the paper's presets, `resnet` built from the configuration's keys, and any network of timm.
-
-Not here: the networks themselves (`resnet`, timm) and their trained weights (`weights`).
-"""
+"""Networks by name: the paper's presets, `resnet` built from the configuration's keys, and any network of timm."""
 
 import difflib
 from dataclasses import replace

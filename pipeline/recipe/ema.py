@@ -1,7 +1,4 @@
-"""The exponential moving average of weights: what is averaged and when.
-
-Not here: evaluating the averaged network (`train.engine`).
-"""
+"""The exponential moving average of weights: what is averaged and when."""
 
 import copy
 from collections.abc import Sequence

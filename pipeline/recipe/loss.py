@@ -1,7 +1,4 @@
-"""The loss, built from the configuration.
-
-Not here: mixing (`mix`), and what is counted beside the loss (`train.metrics`).
-"""
+"""The loss, built from the configuration."""
 
 from collections.abc import Callable
 

@@ -1,6 +1,6 @@
 """Mixup and CutMix of a batch on its device, with shares and rectangles that were drawn elsewhere.
 
-Not here: random numbers; what is mixed how is in the batch's plan.
+Out of scope: random numbers; what is mixed how is in the batch's plan.
 """
 
 import torch.nn.functional as F

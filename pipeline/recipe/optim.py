@@ -1,7 +1,4 @@
-"""The optimiser, built from the configuration, with weight decay where it belongs.
-
-Not here: the learning rate over time (`schedule`), and the algorithms, which are torch's and timm's.
-"""
+"""The optimiser, built from the configuration, with weight decay where it belongs."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,4 @@
-"""The learning rate as a pure function of the step.
-
-Not here: setting it (`optim.set_lr`); a resumed run needs no state of a scheduler.
-"""
+"""The learning rate as a pure function of the step."""
 
 import math
 from bisect import bisect_right

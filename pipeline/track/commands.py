@@ -1,7 +1,4 @@
-"""The command line of this room: `sync`, `reap` and `ui`.
-
-Not here: work; imports are inside the commands, so that `--help` is quick.
-"""
+"""The command line of this room: `sync`, `reap` and `ui`."""
 
 from collections.abc import Sequence
 from pathlib import Path

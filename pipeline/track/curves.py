@@ -1,7 +1,4 @@
-"""The curves of a run, collected from its journal.
-
-Not here: what is drawn or computed from them.
-"""
+"""The curves of a run, collected from its journal."""
 
 from bisect import bisect_left
 from pathlib import Path

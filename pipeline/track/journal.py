@@ -1,7 +1,4 @@
-"""The journal of a run: an append-only file of JSON lines, the truth that every other record of the run is made from.
-
-Not here: bringing it into MLflow (`pipeline.track.shipper`) and what the numbers mean.
-"""
+"""The journal of a run: an append-only file of JSON lines, the truth that every other record of the run is made from."""
 
 import errno
 import json

@@ -1,7 +1,4 @@
-"""Locks between processes that the kernel releases when their holder dies, however it dies.
-
-Not here: what a lock protects.
-"""
+"""Locks between processes that the kernel releases when their holder dies, however it dies."""
 
 import errno
 import fcntl

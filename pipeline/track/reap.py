@@ -1,7 +1,4 @@
-"""Closing runs in MLflow whose process is gone without a word.
-
-Not here: bringing a journal into MLflow (`shipper`), which is what happens to those that have one at hand.
-"""
+"""Closing runs in MLflow whose process is gone without a word."""
 
 import time
 from dataclasses import dataclass

@@ -1,7 +1,4 @@
-"""MLflow's model registry: a version for each run, and the alias of the best.
-
-Not here: the model's files (`tracker`).
-"""
+"""MLflow's model registry: a version for each run, and the alias of the best."""
 
 import logging
 import math

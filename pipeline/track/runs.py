@@ -1,7 +1,4 @@
-"""What runs there are, read from their journals; it needs no MLflow.
-
-Not here: comparing runs, and anything that writes.
-"""
+"""What runs there are, read from their journals; it needs no MLflow."""
 
 import logging
 import math

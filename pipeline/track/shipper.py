@@ -1,6 +1,6 @@
 """Bring a run's journal into MLflow exactly once, in the background of a training or afterwards.
 
-It must neither make the training wait nor raise into it. Not here: what is shipped (`pipeline.track.delivery`).
+It must neither make the training wait nor raise into it.
 """
 
 import logging

@@ -1,6 +1,6 @@
 """How busy this node is while the run lives: processor, memory, disk, network, and the job's own GPUs.
 
-Not here: who samples and where the means go (`train.machines`). A reading that fails is left out; it never raises.
+A reading that fails is left out; it never raises.
 """
 
 import threading

@@ -1,7 +1,4 @@
-"""One experiment of an MLflow store, and the calls that bring a run into it; the only module that writes to MLflow.
-
-Not here: when to call, and what to do when a call fails (`pipeline.track.shipper`).
-"""
+"""One experiment of an MLflow store, and the calls that bring a run into it; the only module that writes to MLflow."""
 
 import json
 import logging

@@ -1,7 +1,4 @@
-"""MLflow's web interface on the store of some runs: started on this machine only, on a free port, with the right link.
-
-Not here: choosing the runs.
-"""
+"""MLflow's web interface on the store of some runs: started on this machine only, on a free port, with the right link."""
 
 import json
 import os

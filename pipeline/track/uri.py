@@ -1,7 +1,4 @@
-"""Addresses of tracking stores: which one a run uses and where a sqlite file lies.
-
-Not here: talking to a store (`pipeline.track.shipper`).
-"""
+"""Addresses of tracking stores: which one a run uses and where a sqlite file lies."""
 
 import os
 import re

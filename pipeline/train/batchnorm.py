@@ -1,7 +1,7 @@
 """Running statistics of batch norm that do not depend on how many processes share a step.
 
 Every layer normalises by its own micro-batch as usual; only the running averages, which
-evaluation uses, are gathered here. Not here: the layers themselves, or synchronised batch norm.
+evaluation uses, are gathered here.
 """
 
 from collections.abc import Iterator

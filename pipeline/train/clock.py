@@ -1,7 +1,4 @@
-"""Where the time of a run goes: training, waiting for data, evaluating; carried over restarts.
-
-Not here: what to print of it (`report`).
-"""
+"""Where the time of a run goes: training, waiting for data, evaluating; carried over restarts."""
 
 import time
 from collections.abc import Iterator, Mapping

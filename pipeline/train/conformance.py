@@ -1,7 +1,4 @@
-"""Whether a run does as well as its recipe is known to do.
-
-Not here: telling people (`report`).
-"""
+"""Whether a run does as well as its recipe is known to do."""
 
 from dataclasses import dataclass
 

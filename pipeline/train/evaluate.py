@@ -1,7 +1,4 @@
-"""Evaluation: every validation image counted exactly once, whatever the number of processes.
-
-Not here: what to do with the result.
-"""
+"""Evaluation: every validation image counted exactly once, whatever the number of processes."""
 
 from collections.abc import Callable, Iterable
 

@@ -1,7 +1,4 @@
-"""Which images an evaluation gets wrong: the confusion matrix and the worst errors, found while it runs.
-
-Not here: the metrics (`evaluate`) and pictures of the result (`pictures`).
-"""
+"""Which images an evaluation gets wrong: the confusion matrix and the worst errors, found while it runs."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

@@ -1,7 +1,4 @@
-"""Starting from trained weights: which are taken over, which part of the network stays as it is.
-
-Not here: files of weights (`model.weights`).
-"""
+"""Starting from trained weights: which are taken over, which part of the network stays as it is."""
 
 import difflib
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
 """What a configuration will do, before it is started: steps, learning rate, resolution, memory, time.
 
-Not here: training. No data is opened and no process group is formed.
+No data is opened and no process group is formed.
 """
 
 import math

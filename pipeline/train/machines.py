@@ -1,7 +1,4 @@
-"""How busy the nodes are, brought together on rank 0: one process of each node samples it.
-
-Not here: what is sampled (`track.system`).
-"""
+"""How busy the nodes are, brought together on rank 0: one process of each node samples it."""
 
 from types import TracebackType
 from typing import Self

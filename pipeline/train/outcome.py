@@ -1,6 +1,6 @@
 """What is kept with a run besides its curves: what it was made from and with at its start, what came out at its end.
 
-Not here: how the files look (`pictures`) and how they get into MLflow (`track`). Only rank 0 keeps anything.
+Only rank 0 keeps anything.
 """
 
 import hashlib

@@ -1,7 +1,4 @@
-"""The trained network as an MLflow model: an exported graph (`pt2`) with its signature, which any Python with torch can run.
-
-Not here: bringing it into MLflow and registering it (`track`).
-"""
+"""The trained network as an MLflow model: an exported graph (`pt2`) with its signature, which any Python with torch can run."""
 
 import contextlib
 import copy

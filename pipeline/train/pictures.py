@@ -1,7 +1,4 @@
-"""Pictures and tables that go with a run: batches as the network sees them, curves, the confusion matrix.
-
-Not here: when they are made (`outcome`).
-"""
+"""Pictures and tables that go with a run: batches as the network sees them, curves, the confusion matrix."""
 
 import csv
 from collections.abc import Sequence

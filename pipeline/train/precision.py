@@ -1,7 +1,4 @@
-"""Which arithmetic a network computes in, and its place in memory.
-
-Not here: scaling the loss for it (`engine`).
-"""
+"""Which arithmetic a network computes in, and its place in memory."""
 
 import contextlib
 from pathlib import Path

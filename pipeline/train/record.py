@@ -1,6 +1,6 @@
 """The record of a run while it lives: its journal, the shipper that brings it into MLflow, how it ended.
 
-Not here: what the points are (`report`). Only rank 0 keeps a record.
+Only rank 0 keeps a record.
 """
 
 import signal

@@ -1,6 +1,6 @@
 """What a run tells: points in the journal, a progress bar or log lines, and the summary at the end.
 
-Not here: deciding anything. Only rank 0 reports; the others have `Silent`.
+Only rank 0 reports; the others have `Silent`.
 """
 
 import os

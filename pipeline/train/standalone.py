@@ -1,7 +1,4 @@
-"""Evaluation of a file of weights on its own, outside training.
-
-Not here: the evaluation itself (`evaluate`) and reading weights (`model.weights`).
-"""
+"""Evaluation of a file of weights on its own, outside training."""
 
 import json
 import sys

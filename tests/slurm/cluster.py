@@ -1,7 +1,4 @@
-"""A real SLURM on this machine, in a folder and on ports of its own: munged, slurmctld, and a slurmd for each node.
-
-Not here: tests.
-"""
+"""A real SLURM on this machine, in a folder and on ports of its own: munged, slurmctld, and a slurmd for each node."""
 
 import contextlib
 import json
