@@ -1,4 +1,4 @@
-"""The command line of this room: `compare` and `runs`."""
+"""The command line of this package: `compare` and `runs`."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Batches from nowhere, for benchmarks: the same random images again and again, with the labels of a made-up data set."""
+"""Synthetic batches, for benchmarks: the same random images again and again, with the labels of a made-up data set."""
 
 from collections.abc import Generator
 from pathlib import Path

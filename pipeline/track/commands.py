@@ -1,4 +1,4 @@
-"""The command line of this room: `sync`, `reap` and `ui`."""
+"""The command line of this package: `sync`, `reap` and `ui`."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The journal of a run: an append-only file of JSON lines, the truth that every other record of the run is made from."""
+"""The journal of a run: an append-only file of JSON lines, from which every other record of the run is made."""
 
 import errno
 import json
